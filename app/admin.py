@@ -1,0 +1,214 @@
+"""The admin API under /fleet (design.md §5): what runs where, and moving it by hand."""
+
+import asyncio
+import math
+import random
+import secrets
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, HTTPException
+from pydantic import BaseModel, ConfigDict
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from app.fleet_client import FleetClient
+from app.journal import Entry
+from deployments.messages import FleetView
+from deployments.pinned import ReplicaGone, call, pinned
+from deployments.policy import dispatch
+from deployments.policy.load import InstanceLoad
+from migration.snapshot import CannotMove, MigrationRecord
+
+CALL_TIMEOUT_S = 2.0
+MIGRATE_TIMEOUT_S = 60.0
+
+
+def refusal(status: int, message: str) -> HTTPException:
+    """An answer other than 200; vLLM's server gives it OpenAI's form."""
+    return HTTPException(status, message)
+
+
+class Migrate(BaseModel):
+    """Body of POST /fleet/migrate; without a destination the freest other instance is taken."""
+
+    model_config = ConfigDict(extra="forbid")
+    request_id: str
+    destination: str | None = None
+
+
+class Drain(BaseModel):
+    """Body of POST /fleet/drain and /fleet/undrain."""
+
+    model_config = ConfigDict(extra="forbid")
+    replica_id: str
+
+
+class Fleet:
+    """What the routes do."""
+
+    def __init__(
+        self, client: FleetClient, replicas: DeploymentHandle, scheduler: DeploymentHandle
+    ) -> None:
+        self._client = client
+        self._replicas = replicas
+        self._scheduler = scheduler.options(_by_reference=False)
+        self._known: dict[str, InstanceLoad] = {}
+
+    async def overview(self) -> dict[str, Any]:
+        """All instances. Without the Scheduler they are asked one by one."""
+        view = await self._view()
+        loads = view.loads if view else await self._ask_each()
+        migrations = view.migrations if view else {}
+        return {
+            "replicas": [load_to_json(load) for load in loads],
+            "scheduler": "up" if view else "bypassed",
+            "migrations": {
+                kind: migrations.get(kind, 0) for kind in ("completed", "aborted", "refused")
+            },
+            "recoveries": 0,
+        }
+
+    def find(self, request_id: str) -> Entry:
+        """The request, or 404."""
+        entry = self._client.journal.find(request_id)
+        if entry is None:
+            raise refusal(404, f"no request {request_id!r} is running or ended lately")
+        return entry
+
+    def requests(self) -> list[dict[str, Any]]:
+        """Running requests and the last that ended."""
+        return [entry.to_json() for entry in self._client.journal.shown()]
+
+    async def migrate(self, order: Migrate) -> MigrationRecord:
+        """Move one request now."""
+        entry = self.find(order.request_id)
+        if entry.ended:
+            raise refusal(409, f"request {order.request_id!r} has ended ({entry.state})")
+        if not entry.replicas:
+            raise refusal(409, f"request {order.request_id!r} is not on a replica yet")
+        source = entry.replicas[-1]
+        destination = order.destination or await self._freest_but(source)
+        await self._require(destination)
+        try:
+            async with asyncio.timeout(MIGRATE_TIMEOUT_S):
+                replica = pinned(self._replicas, source)
+                request_id = entry.submission.request_id
+                record: MigrationRecord = await call(
+                    replica, "migrate_out", request_id, destination
+                )
+        except CannotMove as error:
+            raise refusal(409, str(error)) from None
+        except (RayError, RayServeException, ReplicaGone, TimeoutError):
+            raise refusal(409, f"{source} does not answer") from None
+        if record.outcome != "completed":
+            raise refusal(409, record.detail)
+        return record
+
+    async def drain(self, replica_id: str, draining: bool) -> None:
+        """Evacuate an instance, or take it back."""
+        await self._require(replica_id)
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await call(pinned(self._replicas, replica_id), "set_draining", draining)
+        except (RayError, RayServeException, ReplicaGone, TimeoutError):
+            raise refusal(404, f"replica {replica_id!r} does not answer") from None
+
+    async def _require(self, replica_id: str) -> None:
+        """404 unless there is such a replica."""
+        if replica_id not in self._known and not await self._view():
+            return  # nobody to ask: the call itself will tell
+        if replica_id not in self._known:
+            raise refusal(404, f"no replica {replica_id!r}")
+
+    async def _freest_but(self, source: str) -> str:
+        view = await self._view()
+        loads = view.loads if view else await self._ask_each()
+        others = [load for load in loads if load.replica_id != source]
+        best = dispatch.choose("freeness", others, random.Random(), 0)
+        if best is None:
+            raise refusal(409, "no other replica takes requests")
+        return best.replica_id
+
+    async def _view(self) -> FleetView | None:
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                view: FleetView = await call(self._scheduler, "view")
+        except (RayError, RayServeException, TimeoutError):
+            return None
+        self._known = {load.replica_id: load for load in view.loads}
+        return view
+
+    async def _ask_each(self) -> tuple[InstanceLoad, ...]:
+        answers = await asyncio.gather(
+            *(self._ask(replica_id) for replica_id in self._known), return_exceptions=False
+        )
+        return tuple(load for load in answers if load is not None)
+
+    async def _ask(self, replica_id: str) -> InstanceLoad | None:
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                load: InstanceLoad = await call(pinned(self._replicas, replica_id), "load")
+                return load
+        except (RayError, RayServeException, ReplicaGone, TimeoutError):
+            return None
+
+
+def load_to_json(load: InstanceLoad) -> dict[str, Any]:
+    """The admin API's form; a draining instance's freeness is -inf, which JSON does not have."""
+    return {
+        "replica_id": load.replica_id,
+        "state": load.state,
+        "freeness": round(load.freeness, 3) if math.isfinite(load.freeness) else None,
+        "blocks_total": load.blocks_total,
+        "blocks_used": load.blocks_used,
+        "running": load.running,
+        "waiting": load.waiting,
+        "migrating_in": load.migrating_in,
+        "migrating_out": load.migrating_out,
+    }
+
+
+def admin_router(
+    client: FleetClient,
+    replicas: DeploymentHandle,
+    scheduler: DeploymentHandle,
+    api_key: str | None,
+) -> APIRouter:
+    """The routes; each asks for the bearer key if one is set."""
+    fleet = Fleet(client, replicas, scheduler)
+
+    def authorize(authorization: Annotated[str | None, Header()] = None) -> None:
+        sent = (authorization or "").removeprefix("Bearer ")
+        if api_key is not None and not secrets.compare_digest(sent.encode(), api_key.encode()):
+            raise refusal(401, "the admin API needs `Authorization: Bearer <admin.api_key>`")
+
+    router = APIRouter(prefix="/fleet", dependencies=[Depends(authorize)])
+
+    @router.get("")
+    async def overview() -> dict[str, Any]:
+        return await fleet.overview()
+
+    @router.get("/requests")
+    async def requests() -> list[dict[str, Any]]:
+        return fleet.requests()
+
+    @router.get("/requests/{request_id}")
+    async def request(request_id: str) -> dict[str, Any]:
+        return fleet.find(request_id).to_json()
+
+    @router.post("/migrate")
+    async def migrate(order: Migrate) -> dict[str, Any]:
+        return (await fleet.migrate(order)).to_json()
+
+    @router.post("/drain")
+    async def drain(order: Drain) -> dict[str, Any]:
+        await fleet.drain(order.replica_id, True)
+        return {"replica_id": order.replica_id, "state": "draining"}
+
+    @router.post("/undrain")
+    async def undrain(order: Drain) -> dict[str, Any]:
+        await fleet.drain(order.replica_id, False)
+        return {"replica_id": order.replica_id, "state": "running"}
+
+    return router

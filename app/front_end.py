@@ -1,0 +1,38 @@
+"""The front end: vLLM's OpenAI server and the admin API over a FleetClient; no engine."""
+
+import pickle
+
+import ray
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+from vllm.config import VllmConfig
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from app.admin import admin_router
+from app.config import FleetConfig
+from app.fleet_client import FleetClient
+from app.openai_app import engine, openai_app
+from app.request_context import RequestContextMiddleware
+from deployments.messages import Hello
+from deployments.outbox import Inbox
+
+
+async def build(
+    config: FleetConfig, hello: Hello, replicas: DeploymentHandle, scheduler: DeploymentHandle
+) -> tuple[ASGIApp, AsyncLLM]:
+    """The ASGI app, and the AsyncLLM under it, on the running event loop."""
+    inbox = Inbox(ray.util.get_node_ip_address())
+    client = FleetClient(replicas, inbox, hello, config.priorities)
+    llm = engine(_vllm_config(hello), client)
+    app = await openai_app(config.model, llm, hello.supported_tasks)
+    if config.admin.enabled:
+        app.include_router(admin_router(client, replicas, scheduler, config.admin.api_key))
+    return RequestContextMiddleware(app, frozenset(config.priorities)), llm
+
+
+def _vllm_config(hello: Hello) -> VllmConfig:
+    """From this cluster's own replica, so unpickling is safe."""
+    config: VllmConfig = pickle.loads(hello.vllm_config)
+    config.model_config.max_model_len = hello.max_model_len
+    config.cache_config.num_gpu_blocks = hello.num_gpu_blocks
+    return config

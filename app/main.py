@@ -1,0 +1,81 @@
+"""`import_path: app.main:build_app`: the Serve application of a fleet."""
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+
+from app.check import validate_args
+from app.config import ConfigError, FleetConfig, resources
+from app.ingress import Ingress
+from deployments.messages import INGRESS, REPLICA, SCHEDULER
+from deployments.policy.pairing import PairingRule
+from deployments.replica import LLMReplica
+from deployments.router import FleetRouter
+from deployments.scheduler import Scheduler
+
+WORKER_EXTENSION = "migration.worker.MigrationWorker"
+
+MAX_ONGOING = 8192
+"""Open calls to one replica: vLLM's own queue is the place to wait in, where freeness sees it."""
+
+QUIET = {"enable_access_log": False}
+"""Serve would log a line for each call, ten times a second for each instance's reports alone."""
+
+
+def build_app(args: dict[str, Any]) -> Application:
+    """From the YAML's `args`. Raises ValueError with one line that names what is wrong."""
+    try:
+        config = validate_args(args)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return build_fleet(config)
+
+
+def build_fleet(config: FleetConfig, worker_extension: str = WORKER_EXTENSION) -> Application:
+    """Ingress, Scheduler, instances. Serve's YAML may override options by deployment name."""
+    replica = serve.deployment(LLMReplica).options(
+        name=REPLICA,
+        num_replicas=config.replicas,
+        max_ongoing_requests=MAX_ONGOING,
+        ray_actor_options=resources(config),
+        request_router_config=RequestRouterConfig(
+            request_router_class=FleetRouter,
+            request_router_kwargs={"dispatch": config.dispatch},
+        ),
+        health_check_period_s=1,
+        health_check_timeout_s=30,
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=20,
+        logging_config=QUIET,
+    )
+    scheduler = serve.deployment(Scheduler).options(
+        name=SCHEDULER,
+        num_replicas=1,
+        max_ongoing_requests=MAX_ONGOING,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=1,
+        logging_config=QUIET,
+    )
+    ingress = serve.deployment(serve.ingress()(Ingress)).options(
+        name=INGRESS,
+        num_replicas=1,
+        max_ongoing_requests=MAX_ONGOING,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=1,
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config=QUIET,
+    )
+    return ingress.bind(
+        config,
+        replica.bind(config, worker_extension),
+        scheduler.bind(config.dispatch, _rule(config)),
+    )
+
+
+def _rule(config: FleetConfig) -> PairingRule | None:
+    settings = config.migration
+    if not settings.enabled:
+        return None
+    return PairingRule(settings.out_threshold, settings.in_threshold, settings.min_gain)

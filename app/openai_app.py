@@ -1,0 +1,51 @@
+"""vLLM's own OpenAI server over a FleetClient. The seam to vLLM 0.32's front end; upgrades start
+here.
+"""
+
+from argparse import Namespace
+from typing import Any
+from unittest.mock import patch
+
+from fastapi import FastAPI
+from vllm.config import VllmConfig
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.executor import UniProcExecutor
+
+from app.config import ModelConfig
+from deployments.engine_config import engine_arguments
+
+
+def engine(config: VllmConfig, client: EngineCoreClient) -> AsyncLLM:
+    """A stock AsyncLLM whose engine is the fleet behind `client`.
+
+    It has no parameter for its client, and asks this factory for one: for the time of the call, and
+    in no other, the factory answers ours. The executor class is never used: there is no engine
+    here.
+    """
+    with patch.object(EngineCoreClient, "make_async_mp_client", lambda *_, **__: client):
+        return AsyncLLM(config, UniProcExecutor, log_stats=True, log_requests=False)
+
+
+async def openai_app(model: ModelConfig, llm: AsyncLLM, tasks: tuple[Any, ...]) -> FastAPI:
+    """vLLM's FastAPI app: all of its routes, errors and metrics."""
+    args = server_args(model)
+    app = build_app(args, tasks, llm.model_config)
+    await init_app_state(llm, app.state, args, tasks)
+    return app
+
+
+def server_args(model: ModelConfig) -> Namespace:
+    """The arguments that `vllm serve` would have: vLLM's defaults, and what the YAML sets."""
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    args.model = model.model_source
+    args.served_model_name = [model.model_id]
+    engine_only = engine_arguments(model)
+    for name, value in model.engine_kwargs.items():
+        if name not in engine_only:
+            setattr(args, name, value)
+    return args

@@ -1,0 +1,52 @@
+"""From the YAML's engine arguments to vLLM's configuration, and to a running EngineCore."""
+
+import dataclasses
+import os
+import pickle
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine.core import EngineCore
+from vllm.v1.executor import Executor
+
+from app.config import ModelConfig
+
+ENVIRONMENT = {
+    # The engine runs in the replica's process, where its scheduler can be reached between steps.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Several engines share a machine's cores: vLLM must not pin their threads to the same ones.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def build(model: ModelConfig, worker_extension: str) -> VllmConfig:
+    """vLLM's configuration of one instance. Raises what vLLM raises for wrong arguments."""
+    os.environ.update(ENVIRONMENT)
+    args = AsyncEngineArgs(
+        model=model.model_source,
+        served_model_name=[model.model_id],
+        worker_extension_cls=worker_extension,
+        **{"scheduling_policy": "priority", **engine_arguments(model)},
+    )
+    return args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+
+
+def engine_arguments(model: ModelConfig) -> dict[str, Any]:
+    """The engine's own arguments; `engine_kwargs` may hold the OpenAI server's as well."""
+    own = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    return {name: value for name, value in model.engine_kwargs.items() if name in own}
+
+
+def freeze(config: VllmConfig) -> bytes:
+    """Pickled for a front end elsewhere. Only before the EngineCore is made: see `Hello`."""
+    return pickle.dumps(config)
+
+
+def start(config: VllmConfig) -> EngineCore:
+    """Load the model; ten seconds or more."""
+    core = EngineCore(config, Executor.get_class(config), log_stats=True)
+    core.collective_rpc("mig_prepare")
+    return core

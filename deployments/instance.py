@@ -1,0 +1,125 @@
+"""An instance: vLLM's engine, its step thread, its llumlet and both sides of a move."""
+
+import asyncio
+import logging
+import time
+from functools import partial
+
+from ray.serve.handle import DeploymentHandle
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+
+from app.config import FleetConfig
+from deployments import engine_config
+from deployments.engine_loop import EngineLoop
+from deployments.llumlet import Llumlet
+from deployments.messages import Hello
+from deployments.metrics import ReplicaMetrics
+from deployments.outbox import Outbox
+from deployments.pinned import ServePeer
+from deployments.reporter import Reporter
+from migration.destination import Limits, MigrateIn
+from migration.engine_seam import EngineSeam
+from migration.links import Links
+from migration.snapshot import MigrationRecord, Submission
+from migration.source import MigrateOut
+
+STUCK_STEP_S = 60.0
+"""A step that takes longer is a hung engine; the longest honest one is a large prefill."""
+
+logger = logging.getLogger("ray.serve.llumnix")
+
+
+class Instance:
+    """What an LLMReplica holds. Made on the replica's event loop; the model is loaded meanwhile."""
+
+    def __init__(
+        self,
+        replica_id: str,
+        config: FleetConfig,
+        worker_extension: str,
+        peers: DeploymentHandle,
+        scheduler: DeploymentHandle,
+    ) -> None:
+        self.replica_id = replica_id
+        vllm_config = engine_config.build(config.model, worker_extension)
+        frozen = engine_config.freeze(vllm_config)
+        core = engine_config.start(vllm_config)
+        self.hello = Hello(
+            vllm_config=frozen,
+            max_model_len=vllm_config.model_config.max_model_len,
+            num_gpu_blocks=vllm_config.cache_config.num_gpu_blocks or 0,
+            supported_tasks=tuple(core.get_supported_tasks()),
+        )
+        self._event_loop = asyncio.get_running_loop()
+        self._metrics = ReplicaMetrics()
+        self._outbox = Outbox(replica_id)
+        self._seam = EngineSeam(core, self._outbox)
+        self._steps = EngineLoop(core, self._publish, self._on_death)
+        settings = config.migration
+        self.links = Links(
+            replica_id, self._seam, settings.backend, threads=2 * settings.max_concurrent + 2
+        )
+        self.llumlet = Llumlet(
+            replica_id,
+            self._steps,
+            self._seam,
+            {name: c.headroom_tokens for name, c in config.priorities.items()},
+            settings.max_concurrent,
+            self._on_record,
+        )
+        self.outgoing = MigrateOut(
+            replica_id,
+            self._steps,
+            self._seam,
+            self.links,
+            partial(ServePeer, peers),
+            settings.timeout_s,
+        )
+        self.incoming = MigrateIn(
+            self._steps,
+            self._seam,
+            self.links,
+            Limits(settings.max_concurrent, settings.timeout_s, settings.in_threshold),
+            self.llumlet.own,
+            self.llumlet.disown,
+            time.monotonic,
+        )
+        self.llumlet.connect(self.outgoing, self.incoming)
+        self._steps.start()
+        self._reporter = Reporter(self.llumlet, scheduler, self._metrics, settings.enabled)
+        self._reporter.start()
+        logger.info("instance %s up: %d KV blocks", replica_id, self._seam.blocks_total)
+
+    def check_health(self) -> None:
+        """Raise where the engine is dead or hangs."""
+        if self._steps.dead is not None:
+            raise RuntimeError(f"engine of {self.replica_id} is dead: {self._steps.dead}")
+        stuck = self._steps.stuck_for(time.monotonic())
+        if stuck > STUCK_STEP_S:
+            raise RuntimeError(f"engine of {self.replica_id} hangs: one step for {stuck:.0f} s")
+
+    def _publish(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+        """On the step thread, after each step."""
+        finished: list[str] = []
+        for index, step in outputs.items():
+            self._outbox.send_step(index, step)
+            for output in step.outputs:
+                if output.events:
+                    self._observe_events(output)
+                if output.finished:
+                    finished.append(output.request_id)
+        if finished:
+            self._event_loop.call_soon_threadsafe(self.llumlet.finished, finished)
+
+    def _observe_events(self, output: EngineCoreOutput) -> None:
+        owned = self.llumlet.owned.get(output.request_id)
+        if owned is not None and output.events:
+            self._metrics.observe_events(output.events, owned.submission.priority_class)
+
+    def _on_record(self, submission: Submission, record: MigrationRecord) -> None:
+        self._metrics.observe_migration(record)
+        self._steps.call(partial(self._outbox.send_record, submission.ingress, record))
+
+    def _on_death(self, error: BaseException) -> None:
+        """On the step thread: open calls must fail now, not when their callers lose patience."""
+        self._event_loop.call_soon_threadsafe(self.llumlet.fail_all, error)

@@ -1,0 +1,287 @@
+"""The llumlet: the part of an instance that owns its requests (Llumnix, OSDI'24, §4.3).
+
+It admits requests, measures virtual usage, chooses which request migrates, and answers the ingress'
+open calls. It lives on the replica's event loop; the engine lives on the step thread.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from deployments.engine_loop import EngineDead, EngineLoop
+from deployments.messages import Orders, Report
+from deployments.policy.load import InstanceLoad, InstanceState, freeness, virtual_usage
+from deployments.policy.selection import Movable, choose_request
+from migration.destination import MigrateIn
+from migration.engine_seam import EngineSeam
+from migration.ownership import Outcome, Owned
+from migration.snapshot import CannotMove, MigrationRecord, Submission, UnknownRequest
+from migration.source import MigrateOut, Reason
+
+ORPHAN_S = 10.0
+"""A request that no ingress has an open call for is dropped after this time."""
+
+WORTH_MOVING_TOKENS = 16
+"""A request this near its end stays: it would finish sooner than the move pays."""
+
+BACKOFF_S = 1.0
+"""After a move that failed, orders are not followed for this time."""
+
+logger = logging.getLogger("ray.serve.llumnix")
+
+
+class Llumlet:
+    """Owner of this instance's requests."""
+
+    def __init__(
+        self,
+        replica_id: str,
+        loop: EngineLoop,
+        seam: EngineSeam,
+        headroom_tokens: Mapping[str, int],
+        max_concurrent: int,
+        on_record: Callable[[Submission, MigrationRecord], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.replica_id = replica_id
+        self.owned: dict[str, Owned] = {}
+        self.draining = False
+        self.changed = asyncio.Event()
+        self.migrations: Counter[str] = Counter()
+        self._loop = loop
+        self._seam = seam
+        self._headroom_blocks = {c: seam.blocks_for(n) for c, n in headroom_tokens.items()}
+        self._max_concurrent = max_concurrent
+        self._on_record = on_record
+        self._clock = clock
+        self._arrived: list[str] = []
+        self._moves: set[asyncio.Task[MigrationRecord]] = set()
+        self._obey_after = 0.0
+        self._out: MigrateOut
+        self.incoming: MigrateIn
+
+    def connect(self, outgoing: MigrateOut, incoming: MigrateIn) -> None:
+        """Give it the two sides of migration, which need it in turn."""
+        self._out, self.incoming = outgoing, incoming
+
+    @property
+    def slots(self) -> int:
+        """Moves that may leave this instance at once."""
+        return self._max_concurrent
+
+    def drain(self, draining: bool) -> None:
+        """Be evacuated by ordinary migration, or take requests again."""
+        self.draining = draining
+        logger.info("%s: draining %s", self.replica_id, "on" if draining else "off")
+        self.changed.set()
+
+    def fail_all(self, error: BaseException) -> None:
+        """The engine died: every open call fails."""
+        for owned in list(self.owned.values()):
+            if not owned.outcome.done():
+                owned.outcome.set_exception(EngineDead(str(error)))
+
+    async def submit(self, submission: Submission) -> Outcome:
+        """Run a request; returns when it leaves this instance. Cancelling aborts it."""
+        owned = self.own(submission)
+        owned.unattached_since = None
+        self._arrived.append(submission.request_id)
+        try:
+            await self._loop.run(partial(self._seam.add, submission))
+        except asyncio.CancelledError:
+            await self.abort(submission.request_id)  # queued behind the `add`, begun or not
+            raise
+        except Exception:
+            self.disown(owned)
+            raise
+        return await self._hold(owned)
+
+    async def attach(self, request_id: str) -> Outcome:
+        """Wait for a request that moved here; returns when it leaves. Cancelling aborts it."""
+        owned = self.owned.get(request_id)
+        if owned is None:
+            return Outcome("unknown")
+        owned.unattached_since = None
+        return await self._hold(owned)
+
+    async def abort(self, request_id: str) -> None:
+        """Drop a request; if it is just leaving, the new owner is told."""
+        owned = self.owned.get(request_id)
+        if owned is None or owned.aborted:
+            return
+        owned.aborted = True
+        if owned.committing:
+            return  # the move passes it on
+        await self._loop.run(partial(self._seam.drop, request_id))
+        owned.leave(Outcome("aborted"))
+        self._forget(owned)
+
+    def finished(self, request_ids: Iterable[str]) -> None:
+        """The engine emitted the last token of these."""
+        for request_id in request_ids:
+            if owned := self.owned.get(request_id):
+                owned.leave(Outcome("finished"))
+                if owned.unattached_since is None:
+                    self._forget(owned)
+        self.changed.set()
+
+    def own(self, submission: Submission) -> Owned:
+        """Make a request this instance's, before its engine gets it."""
+        owned = Owned(submission, unattached_since=self._clock())
+        self.owned[submission.request_id] = owned
+        self.changed.set()
+        return owned
+
+    def disown(self, owned: Owned) -> None:
+        """Undo `own`: the engine did not get it."""
+        owned.leave(Outcome("unknown"))
+        self._forget(owned)
+
+    async def migrate_out(
+        self, request_id: str, destination: str, reason: Reason
+    ) -> MigrationRecord:
+        """Move one request. Raises UnknownRequest or CannotMove where it is not even tried."""
+        owned = self._find(request_id)
+        if owned.migrating:
+            raise CannotMove("the request is already on the move")
+        if destination == self.replica_id:
+            raise CannotMove("the request is there already")
+        if len(self._moves) >= self._max_concurrent:
+            raise CannotMove(f"{self.replica_id} has {len(self._moves)} requests on the move")
+        move = asyncio.create_task(self._move(owned, destination, reason))
+        self._moves.add(move)
+        move.add_done_callback(self._moves.discard)
+        return await asyncio.shield(move)
+
+    async def _move(self, owned: Owned, destination: str, reason: Reason) -> MigrationRecord:
+        record = await self._out.move(owned, destination, reason)
+        self.migrations[record.outcome] += 1
+        self._on_record(owned.submission, record)
+        if owned.outcome.done():
+            self._forget(owned)
+        self.changed.set()
+        return record
+
+    async def obey(self, orders: Orders, reason: Reason) -> MigrationRecord | None:
+        """Hand one request over to the destination that the scheduler paired this instance with."""
+        if orders.destination is None or self._clock() < self._obey_after:
+            return None
+        chosen = choose_request(await self._loop.run(self._movable))
+        if chosen is None or len(self._moves) >= self._max_concurrent:
+            return None
+        try:
+            record = await self.migrate_out(chosen, orders.destination, reason)
+        except CannotMove:
+            return None
+        if record.outcome != "completed":
+            self._obey_after = self._clock() + BACKOFF_S
+        return record
+
+    async def report(self) -> Report:
+        """The present load, and what arrived since the last report."""
+        arrived, self._arrived = tuple(self._arrived), []
+        return Report(await self.load(), arrived, dict(self.migrations))
+
+    async def load(self) -> InstanceLoad:
+        """The load as of the next step boundary."""
+        return await self._loop.run(self._measure)
+
+    async def housekeeping(self) -> None:
+        """Drop reservations without a source, requests without an ingress, unclaimed outcomes."""
+        await self.incoming.expire()
+        now = self._clock()
+        for owned in list(self.owned.values()):
+            since = owned.unattached_since
+            if since is not None and now - since > ORPHAN_S and not owned.migrating:
+                if not owned.outcome.done():
+                    logger.warning(
+                        "%s: no ingress asks for it, dropped", owned.submission.request_id
+                    )
+                await self.abort(owned.submission.request_id)
+                self._forget(owned)
+
+    async def _hold(self, owned: Owned) -> Outcome:
+        try:
+            outcome = await asyncio.shield(owned.outcome)
+        except asyncio.CancelledError:
+            await self.abort(owned.submission.request_id)
+            raise
+        if not owned.migrating:
+            self._forget(owned)
+        return outcome
+
+    def _find(self, request_id: str) -> Owned:
+        """By its id inside the engines, or else by its public one."""
+        owned = self.owned.get(request_id) or next(
+            (o for o in self.owned.values() if o.submission.public_id == request_id), None
+        )
+        if owned is None or owned.outcome.done():
+            raise UnknownRequest(f"no request {request_id} runs on {self.replica_id}")
+        return owned
+
+    def _forget(self, owned: Owned) -> None:
+        if self.owned.get(owned.submission.request_id) is owned:
+            del self.owned[owned.submission.request_id]
+        self.changed.set()
+
+    def _measure(self) -> InstanceLoad:
+        """On the step thread: the load as of this step boundary."""
+        seam = self._seam
+        running, waiting = seam.counts()
+        free, total = seam.blocks_free, seam.blocks_total
+        head = seam.head_of_line()
+        head_blocks = seam.blocks_for(head.num_tokens) if head is not None else 0
+        usage = virtual_usage(
+            blocks_used=total - free,
+            blocks_free=free,
+            head_of_line_blocks=head_blocks,
+            batch_is_full=running >= seam.max_batch,
+            running_classes=(
+                owned.submission.priority_class
+                for request in seam.running()
+                if (owned := self.owned.get(request.request_id))
+            ),
+            headroom_blocks=self._headroom_blocks,
+            draining=self.draining,
+        )
+        return InstanceLoad(
+            replica_id=self.replica_id,
+            state=self._state(),
+            blocks_total=total,
+            blocks_used=total - free,
+            block_size=seam.block_size,
+            running=running,
+            waiting=waiting,
+            head_of_line_blocks=head_blocks,
+            freeness=freeness(total, usage, running, waiting),
+            migrating_in=len(self.incoming),
+            migrating_out=len(self._moves),
+        )
+
+    def _state(self) -> InstanceState:
+        return "draining" if self.draining else "running"
+
+    def _movable(self) -> list[Movable]:
+        """On the step thread: the requests that a move would serve."""
+        movable = []
+        for request_id, owned in list(self.owned.items()):
+            if owned.migrating or owned.outcome.done():
+                continue
+            try:
+                request = self._seam.check_movable(request_id)
+            except CannotMove:
+                continue
+            remaining = request.max_tokens - request.num_output_tokens
+            if remaining >= WORTH_MOVING_TOKENS or self.draining:
+                movable.append(
+                    Movable(
+                        request_id=request_id,
+                        priority=request.priority,
+                        tokens=request.num_tokens,
+                        waiting=request.num_computed_tokens == 0,
+                    )
+                )
+        return movable

@@ -1,0 +1,65 @@
+"""What crosses between replicas, scheduler, routers and the ingress."""
+
+from dataclasses import dataclass, field
+
+from deployments.policy.load import InstanceLoad
+
+REPLICA = "LLMReplica"
+SCHEDULER = "Scheduler"
+INGRESS = "Ingress"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Replica -> scheduler: its load, and the requests that arrived since the last report."""
+
+    load: InstanceLoad
+    arrived: tuple[str, ...] = ()
+    migrations: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """Scheduler -> replica, as the answer to its report: hand requests over to `destination`."""
+
+    destination: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Router -> scheduler: where should this new request go?"""
+
+    request_id: str
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Scheduler -> router: one replica id (or None) for each ask, and all loads, to decide without
+    it.
+    """
+
+    chosen: tuple[str | None, ...]
+    loads: tuple[InstanceLoad, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """Scheduler -> admin API: the last load of each instance and the fleet's migration counts."""
+
+    loads: tuple[InstanceLoad, ...]
+    migrations: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Replica -> ingress: what is needed to run a front end for it.
+
+    `vllm_config` is the VllmConfig pickled before the EngineCore was made (after that it drags the
+    KV cache along: 1 GB); `max_model_len` and `num_gpu_blocks` are what the engine found out.
+    """
+
+    vllm_config: bytes
+    max_model_len: int
+    num_gpu_blocks: int
+    supported_tasks: tuple[str, ...]

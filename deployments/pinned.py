@@ -1,0 +1,71 @@
+"""Calls to one particular replica, and what their failures mean."""
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.serve.handle import DeploymentHandle
+
+from migration.peer import PeerLost
+from migration.snapshot import Commit, Refused, Reserve, Reserved
+
+CALL_TIMEOUT_S = 30.0
+
+
+class ReplicaGone(Exception):
+    """The replica that a call was pinned to is not (or no longer) part of the deployment."""
+
+
+def pinned(handle: DeploymentHandle, replica_id: str) -> DeploymentHandle:
+    """A handle whose calls go to this replica or fail with ReplicaGone; our router obeys it.
+
+    Serve has no notion of a pinned call; the session id is the one field of a handle's options that
+    reaches the router and means "always the same replica".
+    """
+    return handle.options(session_id=replica_id, _by_reference=False)
+
+
+def call(handle: DeploymentHandle, method: str, *args: Any) -> Awaitable[Any]:
+    """Call a method, outside of the present request's context.
+
+    Sibling calls made inside one Serve request share its id, by which Serve's router mixes them up.
+    """
+    return contextvars.Context().run(handle.options(method_name=method).remote, *args)
+
+
+class ServePeer:
+    """Another replica as migration sees it (migration.peer.Peer).
+
+    Over gRPC the exceptions of its methods arrive as they were raised, CannotMove among them.
+    """
+
+    def __init__(self, handle: DeploymentHandle, replica_id: str) -> None:
+        self._handle = pinned(handle, replica_id)
+        self._replica_id = replica_id
+
+    async def connect(self, group: str) -> None:
+        await self._call("connect", group)
+
+    async def reserve(self, message: Reserve) -> Reserved | Refused:
+        return await self._call("reserve", message)
+
+    async def receive(self, migration_id: str, group: str, first: int, count: int) -> int:
+        return await self._call("receive", migration_id, group, first, count)
+
+    async def commit(self, message: Commit) -> None:
+        await self._call("commit", message)
+
+    async def cancel(self, migration_id: str) -> bool:
+        return await self._call("cancel", migration_id)
+
+    async def abort(self, request_id: str) -> None:
+        await self._call("abort", request_id)
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                return await call(self._handle, method, *args)
+        except (ReplicaGone, RayActorError) as error:
+            raise PeerLost(f"{self._replica_id} is gone") from error

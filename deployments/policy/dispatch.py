@@ -1,0 +1,93 @@
+"""Choice of the instance for a new request. Every policy is a function of the loads alone."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from deployments.policy.load import InstanceLoad, freeness
+
+DispatchPolicy = Callable[[Sequence[InstanceLoad], random.Random, int], InstanceLoad]
+"""(candidates, never empty; randomness; number of requests dispatched so far) -> the chosen one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A request that was dispatched to an instance and is not in its reports yet."""
+
+    blocks: int
+
+
+def with_pending(load: InstanceLoad, pending: Sequence[Pending]) -> InstanceLoad:
+    """The load as it will be once `pending` have arrived.
+
+    Without this a burst between two reports would all go to one instance. What fits joins the batch
+    with its whole prompt; from the first that does not fit, it queues (head of line only counts).
+    """
+    if not pending:
+        return load
+    free = load.blocks_total - load.blocks_used
+    used, running, waiting = load.blocks_used, load.running, load.waiting
+    head = load.head_of_line_blocks
+    for request in pending:
+        if waiting == 0 and request.blocks <= free:
+            free -= request.blocks
+            used += request.blocks
+            running += 1
+        else:
+            waiting += 1
+            head = head or request.blocks
+    # Headroom and a full batch are in the reported freeness only: keep that difference.
+    reported = load.blocks_total - load.freeness * max(1, load.running + bool(load.waiting))
+    extra = reported - load.blocks_used - load.head_of_line_blocks
+    return replace(
+        load,
+        blocks_used=used,
+        running=running,
+        waiting=waiting,
+        head_of_line_blocks=head,
+        freeness=freeness(load.blocks_total, used + head + extra, running, waiting),
+    )
+
+
+def by_freeness(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) -> InstanceLoad:
+    """The freest instance (paper §4.4.1); ties go to the shorter queue, then by turn."""
+    return max(_rotated(loads, turn), key=lambda load: (load.freeness, -load.waiting))
+
+
+def by_queue(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) -> InstanceLoad:
+    """The instance with the fewest requests, whatever their size."""
+    return min(_rotated(loads, turn), key=lambda load: load.running + load.waiting)
+
+
+def by_power_of_two(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) -> InstanceLoad:
+    """The less loaded of two instances drawn at random (Ray Serve's default rule)."""
+    drawn = rng.sample(list(loads), min(2, len(loads)))
+    return min(drawn, key=lambda load: load.running + load.waiting)
+
+
+def round_robin(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) -> InstanceLoad:
+    """Each instance in its turn."""
+    return sorted(loads, key=lambda load: load.replica_id)[turn % len(loads)]
+
+
+POLICIES: dict[str, DispatchPolicy] = {
+    "freeness": by_freeness,
+    "queue": by_queue,
+    "power_of_two": by_power_of_two,
+    "round_robin": round_robin,
+}
+
+
+def choose(
+    policy: str, loads: Sequence[InstanceLoad], rng: random.Random, turn: int
+) -> InstanceLoad | None:
+    """Apply `policy` to the instances that take new requests; None where there is none."""
+    candidates = [load for load in loads if load.state == "running"]
+    return POLICIES[policy](candidates, rng, turn) if candidates else None
+
+
+def _rotated(loads: Sequence[InstanceLoad], turn: int) -> list[InstanceLoad]:
+    """Sorted by id, then turned: equals are served in turn instead of always the first."""
+    ordered = sorted(loads, key=lambda load: load.replica_id)
+    start = turn % len(ordered)
+    return ordered[start:] + ordered[:start]

@@ -1,0 +1,65 @@
+"""Virtual usage and freeness of an instance (Llumnix, OSDI'24, Algorithm 1)."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+InstanceState = Literal["starting", "running", "draining"]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceLoad:
+    """What an instance tells about itself; all that the global scheduler ever sees of it.
+
+    Blocks are KV blocks. `freeness` counts decode steps that the present batch can still make
+    before memory runs out; it may be negative, and is -inf for a draining instance.
+    """
+
+    replica_id: str
+    state: InstanceState
+    blocks_total: int = 0
+    blocks_used: int = 0
+    block_size: int = 1
+    running: int = 0
+    waiting: int = 0
+    head_of_line_blocks: int = 0
+    freeness: float = 0.0
+    migrating_in: int = 0
+    migrating_out: int = 0
+
+
+def virtual_usage(
+    blocks_used: int,
+    blocks_free: int,
+    head_of_line_blocks: int,
+    batch_is_full: bool,
+    running_classes: Iterable[str],
+    headroom_blocks: Mapping[str, int],
+    draining: bool,
+) -> float:
+    """Sum of the virtual usages of an instance's requests, in blocks.
+
+    A running request counts what it holds plus its share of its class's headroom, which sums to the
+    whole headroom of every class present; the request at the head of the queue counts its demand,
+    the rest of the queue nothing; a draining instance carries the paper's infinite fake request.
+
+    Beyond the paper, whose engine knew no limit but memory: a head of line that waits for a place
+    in a full batch cannot use the free blocks, so they are no more free than used ones.
+    """
+    if draining:
+        return math.inf
+    headroom = sum(headroom_blocks.get(name, 0) for name in Counter(running_classes))
+    unreachable = blocks_free if batch_is_full and head_of_line_blocks else 0
+    return blocks_used + headroom + head_of_line_blocks + unreachable
+
+
+def freeness(blocks_total: int, usage: float, running: int, waiting: int) -> float:
+    """F = (M - sum of V) / B: decode steps left for a batch of B requests holding `usage` blocks.
+
+    The head of line joins the batch as soon as it can, so it counts in B; an idle instance counts
+    as a batch of one.
+    """
+    batch = running + (1 if waiting else 0)
+    return (blocks_total - usage) / max(1, batch)

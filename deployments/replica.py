@@ -1,0 +1,101 @@
+"""LLMReplica: one instance of the fleet as Serve, the ingress and the other replicas call it."""
+
+from typing import TYPE_CHECKING
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from app.config import FleetConfig
+from deployments.messages import REPLICA, SCHEDULER, Hello, Report
+from deployments.pinned import call
+from deployments.policy.load import InstanceLoad
+from migration.ownership import Outcome
+from migration.snapshot import Commit, MigrationRecord, Refused, Reserve, Reserved, Submission
+
+if TYPE_CHECKING:
+    from migration.source import Reason
+
+
+class LLMReplica:
+    """Ordinary Serve methods. All but `hello` and `submit` make sense only when pinned."""
+
+    def __init__(self, config: FleetConfig, worker_extension: str) -> None:
+        # Only here, because importing vLLM takes ten seconds: the controller and the process that
+        # builds the application import this module too.
+        from deployments.instance import Instance
+
+        context = serve.get_replica_context()
+        replica_id = context.replica_id.unique_id
+        scheduler = DeploymentHandle(SCHEDULER, context.app_name).options(_by_reference=False)
+        call(scheduler, "report", Report(InstanceLoad(replica_id, "starting")))  # nobody waits
+        peers = DeploymentHandle(REPLICA, context.app_name)
+        self._instance = Instance(replica_id, config, worker_extension, peers, scheduler)
+        self._llumlet = self._instance.llumlet
+        self._incoming = self._instance.incoming
+
+    # --- the ingress ---
+
+    async def hello(self) -> Hello:
+        """What a front end needs to know of the engine."""
+        return self._instance.hello
+
+    async def submit(self, submission: Submission) -> Outcome:
+        """Run a request; stays open until the request leaves this replica, and says how."""
+        return await self._llumlet.submit(submission)
+
+    async def attach(self, request_id: str) -> Outcome:
+        """Like `submit`, for a request that moved here."""
+        return await self._llumlet.attach(request_id)
+
+    async def abort(self, request_id: str) -> None:
+        """Drop a request whose client is gone."""
+        await self._llumlet.abort(request_id)
+
+    # --- the admin API ---
+
+    async def load(self) -> InstanceLoad:
+        """The present load."""
+        return await self._llumlet.load()
+
+    async def set_draining(self, draining: bool) -> None:
+        """Evacuate this instance by migration, or take requests again."""
+        self._llumlet.drain(draining)
+
+    async def migrate_out(
+        self, request_id: str, destination: str, reason: "Reason" = "admin"
+    ) -> MigrationRecord:
+        """Move a request from here to another replica; the record says how it went.
+
+        Raises CannotMove where it is not even tried.
+        """
+        return await self._llumlet.migrate_out(request_id, destination, reason)
+
+    # --- migration, as the destination ---
+
+    async def connect(self, group: str) -> None:
+        """Join a pair group as the receiving end."""
+        await self._instance.links.join(group)
+
+    async def reserve(self, message: Reserve) -> Reserved | Refused:
+        """PRE-ALLOC: hold blocks for a request."""
+        if self._llumlet.draining:
+            return Refused("it is draining")
+        return await self._incoming.reserve(message)
+
+    async def receive(self, migration_id: str, group: str, first: int, count: int) -> int:
+        """Take KV blocks over the pair group."""
+        return await self._incoming.receive(migration_id, group, first, count)
+
+    async def commit(self, message: Commit) -> None:
+        """Become the owner of the request."""
+        await self._incoming.commit(message)
+
+    async def cancel(self, migration_id: str) -> bool:
+        """Give up a migration; False if it has committed."""
+        return await self._incoming.cancel(migration_id)
+
+    # --- Serve ---
+
+    def check_health(self) -> None:
+        """Raise where the engine is dead or hangs: Serve then replaces this replica."""
+        self._instance.check_health()

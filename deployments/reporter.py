@@ -1,0 +1,91 @@
+"""The replica's background task: report load, take orders, drop what nobody asks for."""
+
+import asyncio
+import logging
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from deployments.engine_loop import EngineDead
+from deployments.llumlet import Llumlet
+from deployments.messages import Orders
+from deployments.metrics import ReplicaMetrics
+from deployments.pinned import call
+from migration.source import Reason
+
+BUSY_INTERVAL_S = 0.1
+IDLE_INTERVAL_S = 1.0
+"""An idle instance's load does not change by itself; the report only says that it is alive."""
+
+COALESCE_S = 0.01
+"""Changes this close together are told in one report."""
+
+REPORT_TIMEOUT_S = 1.0
+
+logger = logging.getLogger("ray.serve.llumnix")
+
+
+class Reporter:
+    """Reports on change, and at least every 100 ms while there is work. Orders are the answer."""
+
+    def __init__(
+        self, llumlet: Llumlet, scheduler: DeploymentHandle, metrics: ReplicaMetrics, obeys: bool
+    ) -> None:
+        self._llumlet = llumlet
+        self._scheduler = scheduler
+        self._metrics = metrics
+        self._obeys = obeys
+        self._up = True
+        self._task: asyncio.Task[None] | None = None
+        self._obeying: set[asyncio.Task[object]] = set()
+
+    def start(self) -> None:
+        """Begin; ends with the replica's event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                report = await self._llumlet.report()
+            except EngineDead:
+                return  # check_health tells Serve
+            self._metrics.observe(report)
+            if orders := await self._send(report):
+                self._follow(orders)
+            await self._llumlet.housekeeping()
+            await self._wait(bool(report.load.running or report.load.waiting))
+
+    async def _send(self, report: object) -> Orders | None:
+        try:
+            async with asyncio.timeout(REPORT_TIMEOUT_S):
+                orders = await call(self._scheduler, "report", report)
+        except (TimeoutError, RayError, RayServeException):
+            if self._up:
+                logger.warning("scheduler does not answer %s", self._llumlet.replica_id)
+            self._up = False
+            return None
+        if not self._up:
+            logger.info("scheduler answers %s again", self._llumlet.replica_id)
+        self._up = True
+        return orders
+
+    def _follow(self, orders: Orders) -> None:
+        """At most one move at a time is made on orders; a draining instance uses all its slots."""
+        slots = self._llumlet.slots if self._llumlet.draining else 1
+        if not self._obeys or orders.destination is None or len(self._obeying) >= slots:
+            return
+        reason: Reason = "drain" if self._llumlet.draining else "balance"
+        move = asyncio.get_running_loop().create_task(self._llumlet.obey(orders, reason))
+        self._obeying.add(move)
+        move.add_done_callback(self._obeying.discard)
+
+    async def _wait(self, busy: bool) -> None:
+        changed = self._llumlet.changed
+        try:
+            async with asyncio.timeout(BUSY_INTERVAL_S if busy else IDLE_INTERVAL_S):
+                await changed.wait()
+            await asyncio.sleep(COALESCE_S)
+        except TimeoutError:
+            pass
+        changed.clear()

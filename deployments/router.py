@@ -1,0 +1,96 @@
+"""FleetRouter: routes new requests by the Scheduler's word, and pinned calls to their replica.
+
+The seam to Serve's routing (ray.serve.request_router, alpha). One instance lives in each process
+that holds a handle to LLMReplica, on a loop that all of the process' routers share.
+"""
+
+import time
+from typing import Any
+
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from ray.util.metrics import Histogram
+
+from deployments.consult import Consult
+from deployments.messages import Ask
+from deployments.pinned import ReplicaGone
+from migration.snapshot import Submission
+
+SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
+
+LEFT_S = 30.0
+"""A replica that left the routers' set is draining, or reconfiguring: it still takes pinned calls.
+"""
+
+
+class FleetRouter(RequestRouter):
+    """Pins are the handle's session id; see `pinned`."""
+
+    def initialize_state(self, dispatch: str) -> None:
+        """Called by Serve with `request_router_kwargs`."""
+        self._consult = Consult(self.app_name, dispatch)
+        self._left: dict[str, tuple[float, RunningReplica]] = {}
+        self._seconds = Histogram(
+            "llumnix_dispatch_seconds", "Time to choose an instance for a request.", SECONDS
+        )
+
+    @property
+    def max_num_routing_tasks(self) -> int:
+        """Routing waits for the consult, not for the CPU: Serve's 2 per replica are too few."""
+        return 512
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """One replica. Never none and never an exception: Serve would spin, or hang the call."""
+        if pending_request is None:
+            return [candidate_replicas[:1]]
+        pending_request.routing_context.should_backoff = True
+        if pin := pending_request.metadata.session_id:
+            return [[self._pinned(pin, pending_request) or candidate_replicas[0]]]
+        if not (pending_request.args and isinstance(pending_request.args[0], Submission)):
+            return [candidate_replicas[:1]]
+        return [[await self._dispatch(pending_request.args[0], candidate_replicas)]]
+
+    async def _select_from_candidate_replicas(
+        self, candidates: list[RunningReplica], backoff_index: int
+    ) -> RunningReplica | None:
+        """The choice is made: probing would cost a call and drop a draining replica."""
+        return candidates[0]
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Remember who left, for calls pinned to it."""
+        now = time.monotonic()
+        staying = {replica.replica_id for replica in replicas}
+        for replica_id, replica in self.curr_replicas.items():
+            if replica_id not in staying:
+                self._left[replica_id.unique_id] = (now, replica)
+        self._left = {k: v for k, v in self._left.items() if now - v[0] < LEFT_S}
+        super().update_replicas(replicas)
+
+    def on_replica_actor_died(self, replica_id: Any) -> None:
+        """Pinned calls to a dead replica fail at once."""
+        self._left.pop(replica_id.unique_id, None)
+        super().on_replica_actor_died(replica_id)
+        self._left.pop(replica_id.unique_id, None)
+
+    def _pinned(self, pin: str, pending_request: PendingRequest) -> RunningReplica | None:
+        for replica_id, replica in self.curr_replicas.items():
+            if replica_id.unique_id == pin:
+                return replica
+        if pin in self._left:
+            return self._left[pin][1]
+        if not pending_request.future.done():
+            pending_request.future.set_exception(ReplicaGone(f"replica {pin} is not there"))
+        return None
+
+    async def _dispatch(
+        self, submission: Submission, candidates: list[RunningReplica]
+    ) -> RunningReplica:
+        started = time.monotonic()
+        by_id = {replica.replica_id.unique_id: replica for replica in candidates}
+        ask = Ask(submission.request_id, submission.prompt_tokens)
+        chosen = await self._consult.choose(ask, list(by_id))
+        self._seconds.observe(time.monotonic() - started)
+        return by_id[chosen]

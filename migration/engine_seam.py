@@ -1,0 +1,317 @@
+"""Moving requests in and out of a stock vLLM EngineCore: add, park, reserve, install, release.
+
+The seam to vLLM 0.32's scheduler and KV cache manager; an upgrade starts here. Every function runs
+on the step thread, between two steps. Nothing in vLLM is changed: *park* takes a request out of the
+running batch and leaves its blocks; *reserve* allocates blocks for a request that the scheduler
+does not know; *install* hands it over on the native path of "resumed from preemption" (moving.md,
+A).
+"""
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreRequest
+from vllm.v1.engine.core import EngineCore
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.serial_utils import MsgpackDecoder
+
+from migration.snapshot import CannotMove, Refused, Snapshot, Submission, UnknownRequest
+
+SLACK_TOKENS = 64
+"""What a request may grow between the reservation and its parking."""
+
+
+@dataclass(slots=True)
+class Parked:
+    """A request out of the batch, blocks intact. `block_ids` hold its first computed tokens."""
+
+    request: Request
+    snapshot: Snapshot
+    block_ids: list[int]
+
+
+@dataclass(slots=True)
+class Reservation:
+    """Blocks held for a request that is still owned elsewhere; unknown to the scheduler."""
+
+    request: Request
+    block_ids: list[int]
+    cached_blocks: int
+
+
+class Clients(Protocol):
+    """Where outputs go: vLLM knows its clients by an index."""
+
+    def client_index(self, address: str) -> int:
+        """The index of the ingress at this address."""
+
+    def expect(self, client_index: int, request_id: str, first: int) -> None:
+        """This request's next output made here begins with its token number `first`."""
+
+    def forget(self, client_index: int, request_id: str) -> None:
+        """This request has no more outputs here."""
+
+
+class EngineSeam:
+    """One EngineCore as the migration sees it."""
+
+    def __init__(self, core: EngineCore, clients: Clients) -> None:
+        self.core = core
+        self._clients = clients
+        self._decoder = MsgpackDecoder(EngineCoreRequest)
+
+    @property
+    def _scheduler(self) -> Any:
+        return self.core.scheduler
+
+    @property
+    def _kv(self) -> Any:
+        return self._scheduler.kv_cache_manager
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per KV block."""
+        return self._scheduler.block_size
+
+    @property
+    def blocks_total(self) -> int:
+        """Blocks that requests can hold (vLLM keeps one null block for itself)."""
+        return self._kv.block_pool.num_gpu_blocks - 1
+
+    @property
+    def blocks_free(self) -> int:
+        """Blocks that a new request could take; cached blocks that nobody uses are free."""
+        return self._kv.block_pool.get_num_free_blocks()
+
+    @property
+    def max_batch(self) -> int:
+        """Most requests that run at once."""
+        return self._scheduler.max_num_running_reqs
+
+    def requests(self) -> dict[str, Request]:
+        """All requests that the engine owns, waiting, running and parked."""
+        return self._scheduler.requests
+
+    def running(self) -> list[Request]:
+        """The running batch."""
+        return self._scheduler.running
+
+    def head_of_line(self) -> Request | None:
+        """The queued request that would run next."""
+        for queue in (self._scheduler.kv_holding_waiting, self._scheduler.waiting):
+            if queue:
+                return queue.peek_request()
+        return None
+
+    def counts(self) -> tuple[int, int]:
+        """Number of running and of waiting requests."""
+        return self._scheduler.get_request_counts()
+
+    def blocks_for(self, tokens: int) -> int:
+        """KV blocks that `tokens` tokens take."""
+        return -(-tokens // self.block_size)
+
+    def add(self, submission: Submission) -> None:
+        """Start a new request."""
+        request = self._decode(submission)
+        self._clients.expect(request.client_index, request.request_id, 0)
+        self.core.add_request(request)
+
+    def drop(self, request_id: str) -> None:
+        """Free a request, parked or not: its client is gone, or another instance owns it now.
+
+        No output is emitted; where it is unknown nothing happens.
+        """
+        if request := self.requests().get(request_id):
+            self._clients.forget(request.client_index, request_id)
+        self._scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+
+    def check_movable(self, request_id: str) -> Request:
+        """Raise CannotMove, with the reason, unless the request can be moved exactly."""
+        request = self.requests().get(request_id)
+        if request is None or request.is_finished():
+            raise UnknownRequest("the request has finished")
+        params = request.sampling_params
+        if params is None:
+            raise CannotMove("pooling requests do not generate, so they are not moved")
+        if request.mm_features or request.prompt_embeds is not None:
+            raise CannotMove("requests with images, audio or embeddings are not moved yet")
+        if request.resumable:
+            raise CannotMove("streaming-input requests are not moved")
+        if params.prompt_logprobs is not None and not request.num_output_tokens:
+            raise CannotMove("prompt logprobs are still being computed")
+        if self.core.vllm_config.parallel_config.world_size != 1:
+            raise CannotMove("requests of engines with several workers are not moved yet")
+        if self.core.use_spec_decode:
+            raise CannotMove("speculative decoding keeps state that cannot be moved")
+        if len(self._kv.kv_cache_config.kv_cache_groups) != 1:
+            raise CannotMove("hybrid KV caches (more than one group) are not moved yet")
+        return request
+
+    def inspect(self, submission: Submission) -> Snapshot:
+        """The request as it stands, while it goes on; without its sampler state."""
+        return self._snapshot(self.check_movable(submission.request_id), submission, None)
+
+    def park(self, submission: Submission) -> Parked | None:
+        """Take the request out of the batch, its blocks kept; None: tokens in flight, ask next
+        step.
+
+        Raises UnknownRequest where it finished in the meantime.
+        """
+        request = self.check_movable(submission.request_id)
+        scheduler = self._scheduler
+        if request in scheduler.running:
+            scheduler.running.remove(request)
+        else:
+            scheduler.waiting.remove_requests([request])
+            scheduler.kv_holding_waiting.remove_requests([request])
+            scheduler.deferred_waiting.discard(request)
+        if request.num_in_flight_tokens or request.num_output_placeholders:
+            return None  # async scheduling: they are delivered by the steps that computed them
+        scheduler._inflight_prefills.discard(request)
+        scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
+        scheduler.reset_preempted_req_ids.add(request.request_id)
+        (generator,) = set(self.workers("mig_generator", request.request_id))
+        snapshot = self._snapshot(request, submission, generator)
+        (blocks,) = self._kv.get_block_ids(request.request_id)
+        return Parked(request, snapshot, blocks[: self.blocks_for(snapshot.computed_tokens)])
+
+    def unpark(self, request_id: str) -> None:
+        """Put a request back that `park` took out of the batch, as if nothing had happened.
+
+        Nothing where it is in the batch or a queue, or was aborted.
+        """
+        request, scheduler = self.requests().get(request_id), self._scheduler
+        queues = (
+            scheduler.running,
+            scheduler.waiting,
+            scheduler.kv_holding_waiting,
+            scheduler.deferred_waiting,
+        )
+        if request is None or request.is_finished() or any(request in queue for queue in queues):
+            return
+        if request.num_computed_tokens or request.num_output_tokens:
+            request.status = RequestStatus.PREEMPTED
+        self._enqueue(request)
+
+    def reserve(self, snapshot: Snapshot, keep_free: float) -> Reservation | Refused:
+        """Allocate blocks for the request; `keep_free` is the freeness that must remain.
+
+        A request put on a nearly full instance would be the next one preempted there, so it is
+        refused unless the batch it joins can still make `keep_free` steps.
+        """
+        running, waiting = self.counts()
+        if running + waiting >= self.max_batch:
+            return Refused(f"its batch is full ({running} running, {waiting} waiting)")
+        request_id = snapshot.submission.request_id
+        if request_id in self.requests() or request_id in self._scheduler.finished_req_ids:
+            # The workers drop what they keep of a request that left in the step after it left.
+            return Refused("the request is, or was a step ago, its own")
+        request = self._decode(snapshot.submission)
+        request.append_output_token_ids(list(snapshot.output_token_ids))
+        computed = snapshot.computed_tokens
+        # Blocks are allocated for what will have been computed at the source when it parks.
+        budget = self._scheduler.max_num_scheduled_tokens
+        growth = SLACK_TOKENS + (budget if computed < request.num_tokens - 1 else 0)
+        cover = min(computed + growth, self._kv.max_model_len) if computed else 0
+        after = self.blocks_free - self.blocks_for(max(cover, request.num_tokens))
+        if after <= keep_free * (running + 1):
+            return Refused(f"it has no room: {self.blocks_free} of {self.blocks_total} blocks free")
+        if not computed:
+            return Reservation(request, [], 0)
+        hit, hit_tokens, _ = self._kv.get_computed_blocks(request)
+        hit_tokens = min(hit_tokens, computed) // self.block_size * self.block_size
+        allocated = self._kv.allocate_slots(
+            request,
+            0,
+            num_new_computed_tokens=hit_tokens,
+            new_computed_blocks=self._kv.truncate_computed_blocks(hit, hit_tokens)
+            if hit_tokens
+            else None,
+            num_external_computed_tokens=cover - hit_tokens,
+            delay_cache_blocks=True,
+            reserved_blocks=self._scheduler._inflight_prefill_reserved_blocks(),
+            has_scheduled_reqs=bool(running),
+            skip_zeroing_group_ids=(0,),
+        )
+        if allocated is None:
+            return Refused(f"it has no room: {self.blocks_free} of {self.blocks_total} blocks free")
+        (blocks,) = self._kv.get_block_ids(request.request_id)
+        return Reservation(request, blocks, hit_tokens // self.block_size)
+
+    def capacity(self, reservation: Reservation) -> int:
+        """Tokens whose KV the reserved blocks can hold."""
+        return len(reservation.block_ids) * self.block_size
+
+    def cancel(self, reservation: Reservation) -> None:
+        """Give the reserved blocks back."""
+        self._kv.free(reservation.request)
+
+    def grammar(self, reservation: Reservation) -> Future[Any] | None:
+        """The compilation to wait for before `install`; None where there is nothing to wait for."""
+        structured = reservation.request.structured_output_request
+        if structured is None or structured.is_grammar_ready:
+            return None
+        grammar = structured._grammar
+        return grammar if isinstance(grammar, Future) else None
+
+    def install(self, reservation: Reservation, snapshot: Snapshot) -> None:
+        """COMMIT: own the request from now on; the KV of its computed tokens is in place."""
+        request = reservation.request
+        known = request.num_output_tokens
+        request.append_output_token_ids(list(snapshot.output_token_ids[known:]))
+        request.num_computed_tokens = snapshot.computed_tokens
+        if snapshot.computed_tokens:
+            self._kv.cache_blocks(request, snapshot.computed_tokens)
+        self._enter(request, snapshot)
+
+    def _decode(self, submission: Submission) -> Request:
+        wire: EngineCoreRequest = self._decoder.decode(submission.request)
+        wire.client_index = self._clients.client_index(submission.ingress)
+        request, _ = self.core.preprocess_add_request(wire)
+        return request
+
+    def _enter(self, request: Request, snapshot: Snapshot) -> None:
+        """Queue a continued request; a resumed one is drained before all that wait."""
+        outputs = list(snapshot.output_token_ids)
+        if outputs or snapshot.computed_tokens:
+            structured = request.structured_output_request
+            if structured is not None and not structured.is_grammar_ready:
+                # Waiting for it in the queue would forget the outputs (moving.md, A5).
+                raise CannotMove("its grammar is not compiled yet")
+            request.status = RequestStatus.PREEMPTED
+            request.num_preemptions = max(1, snapshot.preemptions)
+            self.core.structured_output_manager.accept_tokens(request, outputs)
+            seed = NewRequestData.from_request(request, ([],))
+            self.workers("mig_seed", seed, outputs, snapshot.generator)
+        if outputs:
+            request.prefill_stats = None  # its prompt was counted where it was computed
+        request.events = [
+            EngineCoreEvent(EngineCoreEventType(kind), at) for kind, at in snapshot.events
+        ]
+        self._clients.expect(request.client_index, request.request_id, len(outputs))
+        self.requests()[request.request_id] = request
+        self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
+        self._scheduler._enqueue_waiting_request(request)
+        if 0 < request.num_computed_tokens < request.num_tokens - 1:
+            self._scheduler._inflight_prefills.add(request)
+
+    def _snapshot(
+        self, request: Request, submission: Submission, generator: bytes | None
+    ) -> Snapshot:
+        return Snapshot(
+            submission=submission,
+            output_token_ids=tuple(request.output_token_ids),
+            computed_tokens=request.num_computed_tokens,
+            preemptions=request.num_preemptions,
+            generator=generator,
+            events=tuple((int(event.type), event.timestamp) for event in request.events),
+        )
+
+    def workers(self, method: str, *args: Any) -> list[Any]:
+        """Call a MigrationWorker method on every rank. Transfers may be called from any thread."""
+        return self.core.collective_rpc(method, args=args)

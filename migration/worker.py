@@ -1,0 +1,126 @@
+"""What a move needs inside vLLM's workers: KV blocks in and out, and the V1 runner's sampler state.
+
+Mixed into vLLM's Worker through `worker_extension_cls`, so the same code serves the worker in the
+replica process and the ranks of a distributed executor. Transfers only touch blocks that nobody
+else writes, so they may run beside the step thread; the rest runs between two steps.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from migration import transport
+from migration.seeded_prefill import hide_generators_of_unfinished_prefills
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import NewRequestData
+
+CHUNK_BYTES = 2 << 20
+"""Few, large operations: each one takes the GIL from the step thread once (moving.md, H)."""
+
+
+class MigrationWorker:
+    """Methods called by `collective_rpc`; `mig_` keeps them apart from vLLM's own."""
+
+    model_runner: Any
+    rank: int
+
+    def mig_prepare(self) -> None:
+        """Once, after the engine came up."""
+        if self._mig_kv()[0].device.type == "cpu":
+            hide_generators_of_unfinished_prefills(self.model_runner)
+
+    def mig_join(self, group: str, rank: int, backend: str) -> None:
+        """Join the pair group with the worker of the same rank on the other instance."""
+        device = self._mig_kv()[0].device
+        transport.join(self._mig_group(group), rank, transport.backend_for(device, backend))
+
+    def mig_leave(self, group: str) -> None:
+        """Leave the pair group, if it was joined."""
+        transport.leave(self._mig_group(group))
+
+    def mig_send(self, group: str, block_ids: list[int]) -> int:
+        """Send these KV blocks of every layer, in order. Returns the bytes sent."""
+        sent = 0
+        for ids in self._mig_chunks(block_ids):
+            packed = torch.stack([kv.index_select(self._mig_dim(), ids) for kv in self._mig_kv()])
+            transport.send(self._mig_group(group), packed)
+            sent += packed.nbytes
+        return sent
+
+    def mig_receive(self, group: str, block_ids: list[int]) -> int:
+        """Receive KV blocks of every layer into these. Returns the bytes received."""
+        received = 0
+        for ids in self._mig_chunks(block_ids):
+            packed = self._mig_buffer(len(ids))
+            transport.receive(self._mig_group(group), packed)
+            self._mig_write(ids, packed)
+            received += packed.nbytes
+        return received
+
+    def mig_generator(self, request_id: str) -> bytes | None:
+        """State of the request's generator; None if unseeded, or if none is kept (V2 runner)."""
+        state = getattr(self.model_runner, "requests", {}).get(request_id)
+        if state is None or state.generator is None:
+            return None
+        return state.generator.get_state().numpy().tobytes()
+
+    def mig_seed(self, new: "NewRequestData", outputs: list[int], generator: bytes | None) -> None:
+        """Make the V1 runner know a request that continues with `outputs`, as if it was preempted.
+
+        The V2 runner learns all of it from the scheduler and hashes (seed, position) instead of
+        keeping a generator, so there is nothing to do. Without a `generator` state (after a crash)
+        the seed's is advanced by one draw per token (moving.md, D2).
+        """
+        if not hasattr(self.model_runner, "requests"):
+            return
+        from vllm.v1.worker.gpu_input_batch import CachedRequestState
+
+        params = new.sampling_params
+        assert params is not None
+        rng = None
+        if params.seed is not None:
+            rng = torch.Generator(device=self.model_runner.device)
+            rng.manual_seed(params.seed)
+            if generator is not None:
+                rng.set_state(torch.frombuffer(bytearray(generator), dtype=torch.uint8))
+            elif outputs:
+                torch.randint(0, 2**31, (len(outputs),), generator=rng, device=rng.device)
+        self.model_runner.requests[new.req_id] = CachedRequestState(
+            req_id=new.req_id,
+            prompt_token_ids=new.prompt_token_ids,
+            mm_features=[],
+            sampling_params=params,
+            generator=rng,
+            block_ids=([],),
+            num_computed_tokens=new.num_computed_tokens,
+            output_token_ids=list(outputs),
+            lora_request=new.lora_request,
+        )
+
+    def _mig_write(self, ids: torch.Tensor, packed: torch.Tensor) -> None:
+        for kv, blocks in zip(self._mig_kv(), packed, strict=True):
+            kv.index_copy_(self._mig_dim(), ids, blocks)
+
+    def _mig_kv(self) -> list[torch.Tensor]:
+        """The KV cache of each layer."""
+        return self.model_runner.kv_caches
+
+    def _mig_dim(self) -> int:
+        """The dimension that counts blocks: the first on CPU, the second in some GPU layouts."""
+        blocks = self.model_runner.kv_cache_config.num_blocks
+        return list(self._mig_kv()[0].shape).index(blocks)
+
+    def _mig_buffer(self, blocks: int) -> torch.Tensor:
+        caches = self._mig_kv()
+        shape = list(caches[0].shape)
+        shape[self._mig_dim()] = blocks
+        return torch.empty([len(caches), *shape], dtype=caches[0].dtype, device=caches[0].device)
+
+    def _mig_chunks(self, block_ids: list[int]) -> tuple[torch.Tensor, ...]:
+        per_block = self._mig_buffer(1).nbytes
+        ids = torch.tensor(block_ids, dtype=torch.int64, device=self._mig_kv()[0].device)
+        return ids.split(max(1, CHUNK_BYTES // per_block)) if block_ids else ()
+
+    def _mig_group(self, group: str) -> str:
+        return f"{group}/{self.rank}"

@@ -1,0 +1,188 @@
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from app.admin import admin_router
+from app.journal import Entry, Journal
+from deployments.messages import FleetView
+from deployments.pinned import ReplicaGone
+from deployments.policy.load import InstanceLoad
+from migration.snapshot import CannotMove, MigrationRecord, Submission
+from tests.fakes import FakeHandle
+
+LOADS = (
+    InstanceLoad("a", "running", blocks_total=100, blocks_used=90, running=3, freeness=3.3),
+    InstanceLoad("b", "draining", blocks_total=100, freeness=float("-inf")),
+    InstanceLoad("c", "running", blocks_total=100, blocks_used=10, running=1, freeness=90.0),
+)
+
+
+def record(outcome="completed", destination="c", detail=""):
+    return MigrationRecord("r1", "a", destination, "admin", outcome, detail, 1, 4, 4096, 2.5)
+
+
+class World:
+    """A fleet of three replicas, one request on `a`, and all calls that were made."""
+
+    def __init__(self, api_key=None):
+        self.calls = []
+        self.scheduler_answers = True
+        self.migrate = lambda destination: record(destination=destination)
+        self.journal = Journal()
+        self.entry = Entry(
+            Submission("r1", "mine", b"request", 12, "normal", "tcp://ingress"), ("cmpl-mine",)
+        )
+        self.entry.moved_to("a")
+        self.journal.open(self.entry)
+        replicas = FakeHandle(
+            {
+                "migrate_out": lambda at, rid, to: (
+                    self.note("migrate", at, rid),
+                    self.migrate(to),
+                )[1],
+                "set_draining": lambda at, on: self.note("draining", at, on),
+                "load": lambda at: next(load for load in LOADS if load.replica_id == at),
+            }
+        )
+        scheduler = FakeHandle({"view": self._view})
+        app = FastAPI()
+        client = SimpleNamespace(journal=self.journal)
+        app.include_router(admin_router(client, replicas, scheduler, api_key))
+        self.http = TestClient(app)
+
+    def note(self, *call):
+        self.calls.append(call)
+
+    def _view(self, _):
+        if not self.scheduler_answers:
+            raise TimeoutError
+        return FleetView(LOADS, {"completed": 7, "refused": 1})
+
+    def move(self, request_id="mine", destination=None):
+        body = {"request_id": request_id, "destination": destination}
+        return self.http.post("/fleet/migrate", json=body)
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def test_the_overview_shows_all_instances_and_the_migrations(world):
+    answer = world.http.get("/fleet").json()
+
+    assert [(r["replica_id"], r["state"], r["freeness"]) for r in answer["replicas"]] == [
+        ("a", "running", 3.3),
+        ("b", "draining", None),
+        ("c", "running", 90.0),
+    ]
+    assert answer["scheduler"] == "up"
+    assert answer["migrations"] == {"completed": 7, "aborted": 0, "refused": 1}
+
+
+def test_without_the_scheduler_the_replicas_are_asked(world):
+    world.http.get("/fleet")
+    world.scheduler_answers = False
+
+    answer = world.http.get("/fleet").json()
+
+    assert answer["scheduler"] == "bypassed"
+    assert [r["replica_id"] for r in answer["replicas"]] == ["a", "b", "c"]
+
+
+def test_a_request_is_found_by_each_of_its_ids(world):
+    for name in ("mine", "cmpl-mine"):
+        answer = world.http.get(f"/fleet/requests/{name}").json()
+        assert answer["request_id"] == "mine"
+        assert answer["replicas"] == ["a"]
+    assert world.http.get("/fleet/requests/other").status_code == 404
+    assert [r["request_id"] for r in world.http.get("/fleet/requests").json()] == ["mine"]
+
+
+def test_a_move_goes_to_the_replica_that_has_the_request(world):
+    answer = world.move(destination="c")
+
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "from": "a",
+        "to": "c",
+        "reason": "admin",
+        "outcome": "completed",
+        "detail": "",
+        "stages": 1,
+        "blocks": 4,
+        "bytes": 4096,
+        "downtime_ms": 2.5,
+        "recomputed_tokens": 0,
+    }
+    assert world.calls == [("migrate", "a", "r1")]
+
+
+def test_without_a_destination_the_freest_other_running_replica_is_taken(world):
+    assert world.move().json()["to"] == "c"
+
+
+@pytest.mark.parametrize(
+    ("request_id", "destination", "status", "message"),
+    [
+        ("nobody", None, 404, "no request 'nobody' is running or ended lately"),
+        ("mine", "z", 404, "no replica 'z'"),
+    ],
+)
+def test_what_is_not_there_is_404(world, request_id, destination, status, message):
+    answer = world.move(request_id, destination)
+
+    assert (answer.status_code, answer.json()["detail"]) == (status, message)
+    assert world.calls == []
+
+
+def test_an_ended_request_is_409(world):
+    world.entry.state = "finished"
+
+    assert world.move().status_code == 409
+
+
+def test_a_refusal_and_an_impossible_move_are_409_with_the_reason(world):
+    def impossible(destination):
+        raise CannotMove("the request is already on the move")
+
+    world.migrate = lambda destination: record("refused", destination, "c refuses: no room")
+    refused = world.move()
+    world.migrate = impossible
+    cannot = world.move()
+
+    assert (refused.status_code, refused.json()["detail"]) == (409, "c refuses: no room")
+    assert cannot.json()["detail"] == "the request is already on the move"
+
+
+def test_a_lost_source_is_409(world):
+    def gone(destination):
+        raise ReplicaGone("a")
+
+    world.migrate = gone
+
+    assert world.move().json()["detail"] == "a does not answer"
+
+
+def test_drain_and_undrain_tell_the_replica(world):
+    for verb in ("drain", "undrain"):
+        assert world.http.post(f"/fleet/{verb}", json={"replica_id": "c"}).status_code == 200
+    assert world.http.post("/fleet/drain", json={"replica_id": "z"}).status_code == 404
+
+    assert world.calls == [("draining", "c", True), ("draining", "c", False)]
+
+
+def test_a_key_is_asked_for_where_one_is_set():
+    http = World(api_key="secret").http
+
+    assert http.get("/fleet").status_code == 401
+    assert http.get("/fleet", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert http.get("/fleet", headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def test_an_unknown_field_is_refused(world):
+    body = {"request_id": "mine", "destintion": "c"}
+
+    assert world.http.post("/fleet/migrate", json=body).status_code == 422

@@ -1,0 +1,231 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app import config as app_config
+from app import engine_args
+from app.config import ConfigError, load, resources
+
+
+def args(**changes):
+    return {"model": {"model_id": "tiny", "model_source": "org/tiny"}} | changes
+
+
+def model(**changes):
+    return args(model=args()["model"] | changes)
+
+
+def engine(**kwargs):
+    return model(engine_kwargs=kwargs)
+
+
+@pytest.fixture
+def cuda_build(monkeypatch):
+    monkeypatch.setattr(app_config, "cpu_build", lambda: False)
+
+
+def test_only_the_model_must_be_named():
+    config = load(args())
+    assert (config.replicas, config.dispatch, config.engine) == (2, "freeness", "vllm")
+    assert config.migration.enabled
+    assert config.migration.backend == "auto"
+    assert config.priorities["high"].priority < config.priorities["normal"].priority
+    assert config.priorities["high"].headroom_tokens == 1600
+    assert config.admin.api_key is None
+
+
+def test_every_key_can_be_set():
+    config = load(
+        model(engine_kwargs={"dtype": "float32"})
+        | {
+            "engine": "vllm",
+            "replicas": 3,
+            "dispatch": "queue",
+            "migration": {
+                "enabled": False,
+                "backend": "gloo",
+                "out_threshold": 2,
+                "in_threshold": 4.5,
+                "min_gain": 0,
+                "max_concurrent": 1,
+                "timeout_s": 2,
+            },
+            "priorities": {"normal": {"priority": 1, "headroom_tokens": 2}},
+            "admin": {"enabled": False, "api_key": "secret"},
+        }
+    )
+    assert config.model.engine_kwargs == {"dtype": "float32"}
+    assert config.migration.in_threshold == 4.5
+    assert config.priorities["normal"].headroom_tokens == 2
+    assert config.admin.api_key == "secret"
+
+
+def test_every_key_is_described():
+    sections = [app_config.FleetConfig, *app_config.Section.__subclasses__()]
+    undescribed = [
+        f"{section.__name__}.{key}"
+        for section in sections
+        for key, field in section.model_fields.items()
+        if not field.description
+    ]
+    assert undescribed == []
+
+
+def test_a_loaded_configuration_does_not_change():
+    with pytest.raises(ValidationError, match="frozen"):
+        load(args()).replicas = 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (args(replicsa=3), "replicsa: unknown key; did you mean 'replicas'?"),
+        (args(replicas="3"), "replicas: must be a valid integer, not '3'"),
+        (args(replicas=True), "replicas: must be a valid integer, not True"),
+        (args(replicas=0), "replicas: must be greater than or equal to 1, not 0"),
+        (args(dispatch="freness"), "dispatch: 'freness' is not known; did you mean 'freeness'?"),
+        (args(engine="sglang"), "engine: 'sglang' is not known; known here: vllm"),
+        (args(migration=None), "migration: must be a mapping of keys, not None"),
+        (
+            args(migration={"min_gian": 1}),
+            "migration.min_gian: unknown key; did you mean 'min_gain'?",
+        ),
+        (
+            args(migration={"timeout_s": 0}),
+            "migration.timeout_s: must be greater than 0, not 0",
+        ),
+        (
+            args(migration={"in_threshold": float("nan")}),
+            "migration.in_threshold: must be a finite number, not nan",
+        ),
+        (
+            args(priorities={"normal": {}, "high": {"headroom": 1}}),
+            "priorities.high.headroom: unknown key; did you mean 'headroom_tokens'?",
+        ),
+        (
+            args(priorities={"high": {}}),
+            "priorities: the class 'normal' is missing: requests that name no class get it",
+        ),
+        (args(admin={"api_key": 7}), "admin.api_key: must be a valid string, not 7"),
+        ({}, "model: missing; it is the model and its engine arguments"),
+        (None, "args: must be a mapping of keys, not None"),
+        (
+            args(model={"model_source": "org/tiny"}),
+            "model.model_id: missing; it is the name clients send as `model`",
+        ),
+        (
+            engine(max_modl_len=1),
+            "model.engine_kwargs.max_modl_len: vLLM has no such engine argument;"
+            " did you mean 'max_model_len'?",
+        ),
+        (
+            engine(max_model_len="long"),
+            "model.engine_kwargs.max_model_len: must be int, not 'long'",
+        ),
+        (
+            engine(dtype="flaot32"),
+            "model.engine_kwargs.dtype: must be one of"
+            " auto, bfloat16, float, float16, float32, half, not 'flaot32'",
+        ),
+        (
+            engine(model="x"),
+            "model.engine_kwargs.model: cannot be set here, model.model_source says it",
+        ),
+        (
+            engine(tensor_parallel_size=0),
+            "model.engine_kwargs.tensor_parallel_size: must be a whole number of at least 1",
+        ),
+        (args(a=1, b=2, c=3), "a: unknown key; known here: admin, dispatch, engine, migration,"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(wrong, line):
+    with pytest.raises(ConfigError) as error:
+        load(wrong)
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+
+
+def test_several_errors_are_counted():
+    with pytest.raises(ConfigError, match=r"^a: unknown key.* \(and 1 more\)$"):
+        load(args(a=1, b=2))
+
+
+def test_engine_arguments_are_those_of_vllm():
+    known = engine_args.annotations()
+    assert {"max_model_len", "block_size", "enable_log_requests"} <= known.keys()
+    assert engine_args.RESERVED.keys() <= known.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("gpu_memory_utilization", 1),
+        ("max_model_len", None),
+        ("quantization", "fp8"),
+        ("compilation_config", {"mode": 0}),
+        ("dtype", "bfloat16"),
+    ],
+)
+def test_values_that_vllm_takes_are_accepted(name, value):
+    load(engine(**{name: value}))
+
+
+class TestModelSource:
+    @pytest.fixture(autouse=True)
+    def in_a_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
+    def source(self, given):
+        return load(model(model_source=given)).model.model_source
+
+    def test_a_folder_here_becomes_absolute(self, tmp_path):
+        (tmp_path / "weights" / "llama").mkdir(parents=True)
+        assert self.source("weights/llama") == str(tmp_path / "weights" / "llama")
+
+    def test_a_folder_of_the_project_is_found_from_anywhere(self):
+        assert self.source("app") == str(Path(app_config.__file__).parent)
+
+    @pytest.mark.parametrize("given", ["./llama", "../llama", "/llama", "a/b/llama"])
+    def test_what_looks_like_a_path_is_one(self, given):
+        assert Path(self.source(given)).is_absolute()
+
+    def test_a_missing_folder_in_one_that_exists_is_no_hub_id(self, tmp_path):
+        (tmp_path / "weights").mkdir()
+        assert self.source("weights/lama") == str(tmp_path / "weights" / "lama")
+
+    @pytest.mark.parametrize("given", ["gpt2", "meta-llama/Llama-3.1-8B", "s3://bucket/llama"])
+    def test_hub_ids_and_urls_stay_as_they_are(self, given):
+        assert self.source(given) == given
+
+
+class TestResources:
+    def test_a_cpu_engine_takes_one_cpu(self):
+        assert resources(load(args())) == {"num_cpus": 1}
+
+    @pytest.mark.parametrize(
+        ("wrong", "line"),
+        [
+            (engine(tensor_parallel_size=2), "tensor_parallel_size: 2 GPUs asked for"),
+            (engine(pipeline_parallel_size=4), "pipeline_parallel_size: 4 GPUs asked for"),
+            (model(accelerator_type="A10G"), "accelerator_type: 'A10G' asked for"),
+        ],
+    )
+    def test_gpus_are_refused_on_a_cpu_build(self, wrong, line):
+        with pytest.raises(ConfigError, match=line):
+            load(wrong)
+
+    @pytest.mark.usefixtures("cuda_build")
+    def test_a_gpu_engine_takes_a_gpu_for_each_rank(self):
+        config = load(engine(tensor_parallel_size=2, pipeline_parallel_size=3))
+        assert resources(config) == {"num_cpus": 1, "num_gpus": 6}
+
+    @pytest.mark.usefixtures("cuda_build")
+    def test_the_kind_of_gpu_is_passed_on(self):
+        config = load(model(accelerator_type="A10G"))
+        assert resources(config) == {"num_cpus": 1, "num_gpus": 1, "accelerator_type": "A10G"}
+
+
+def test_the_openai_servers_arguments_go_there_too():
+    config = load(engine(enable_auto_tool_choice=True, tool_call_parser="hermes"))
+    assert config.model.engine_kwargs["tool_call_parser"] == "hermes"

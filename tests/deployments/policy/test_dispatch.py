@@ -1,0 +1,131 @@
+"""Which instance a new request goes to."""
+
+import math
+import random
+from collections import Counter
+
+import pytest
+
+from deployments.policy.dispatch import POLICIES, Pending, choose, with_pending
+from deployments.policy.load import InstanceLoad, freeness
+
+
+def load(name: str, used: int = 0, running: int = 0, waiting: int = 0, **rest) -> InstanceLoad:
+    head = rest.pop("head_of_line_blocks", 0)
+    defaults = {
+        "state": "running",
+        "blocks_total": 100,
+        "blocks_used": used,
+        "running": running,
+        "waiting": waiting,
+        "head_of_line_blocks": head,
+        "freeness": freeness(100, used + head, running, waiting),
+    }
+    return InstanceLoad(name, **defaults | rest)
+
+
+def chosen(policy: str, *loads: InstanceLoad, turn: int = 0) -> str | None:
+    best = choose(policy, loads, random.Random(0), turn)
+    return best.replica_id if best else None
+
+
+def test_freeness_goes_to_the_freest_instance():
+    assert chosen("freeness", load("a", 40, 4), load("b", 90, 1), load("c", 30, 2)) == "c"
+
+
+def test_freeness_prefers_the_shorter_queue_among_equals():
+    queued = load("a", waiting=3, freeness=10.0)
+    assert chosen("freeness", queued, load("b", freeness=10.0)) == "b"
+
+
+@pytest.mark.parametrize("policy", ["freeness", "queue", "round_robin"])
+def test_equals_are_served_in_turn(policy):
+    equals = [load("c"), load("a"), load("b")]
+    assert [chosen(policy, *equals, turn=turn) for turn in range(4)] == ["a", "b", "c", "a"]
+
+
+def test_queue_goes_to_the_fewest_requests_whatever_their_size():
+    assert chosen("queue", load("a", 1, 3), load("b", 99, 1, 1), load("c", 1, 1, 2)) == "b"
+
+
+def test_round_robin_looks_at_nothing_but_the_turn():
+    assert chosen("round_robin", load("a", 99, 50), load("b")) == "a"
+
+
+def test_power_of_two_takes_the_less_loaded_of_the_two_it_drew():
+    loads = [load("busy", running=9), load("idle")]
+    for seed in range(20):
+        best = choose("power_of_two", loads, random.Random(seed), 0)
+        assert best is not None
+        assert best.replica_id == "idle"
+
+
+def test_power_of_two_draws_every_instance_now_and_then():
+    loads, rng = [load(name) for name in "abcd"], random.Random(1)
+    drawn = {best.replica_id for _ in range(100) if (best := choose("power_of_two", loads, rng, 0))}
+    assert drawn == set("abcd")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_single_instance_gets_it_all(policy):
+    assert chosen(policy, load("a", 99, 50, 9), turn=7) == "a"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("state", ["starting", "draining"])
+def test_a_starting_or_draining_instance_gets_nothing(policy, state):
+    idle = load("idle", state=state, freeness=1e9)
+    for turn in range(4):
+        assert chosen(policy, idle, load("busy", 99, 50, 9), turn=turn) == "busy"
+    assert chosen(policy, idle) is None
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_without_instances_nothing_is_chosen(policy):
+    assert chosen(policy) is None
+
+
+def test_nothing_pending_changes_nothing():
+    here = load("a", 40, 4)
+    assert with_pending(here, []) == here
+
+
+def test_a_pending_request_that_fits_counts_as_running():
+    after = with_pending(load("a", 40, 2), [Pending(10)])
+    assert (after.blocks_used, after.running, after.waiting) == (50, 3, 0)
+    assert after.freeness == pytest.approx(50 / 3)
+
+
+def test_the_first_pending_request_that_does_not_fit_is_the_head_of_line():
+    after = with_pending(load("a", 95, 1), [Pending(10), Pending(20)])
+    assert (after.running, after.waiting, after.head_of_line_blocks) == (1, 2, 10)
+    assert after.freeness == pytest.approx((100 - 95 - 10) / 2)
+
+
+def test_what_comes_behind_a_queue_queues_even_if_it_would_fit():
+    after = with_pending(load("a", 50, 1, waiting=1, head_of_line_blocks=60), [Pending(1)])
+    assert (after.blocks_used, after.waiting, after.head_of_line_blocks) == (50, 2, 60)
+    assert after.freeness == pytest.approx((100 - 50 - 60) / 2)
+
+
+def test_headroom_that_was_reported_stays_counted():
+    with_headroom = load("a", 40, 2, freeness=freeness(100, 40 + 30, 2, 0))
+    after = with_pending(with_headroom, [Pending(10)])
+    assert after.freeness == pytest.approx((100 - 40 - 30 - 10) / 3)
+
+
+def test_a_draining_instance_stays_infinitely_unfree():
+    draining = load("a", 40, 2, state="draining", freeness=-math.inf)
+    assert with_pending(draining, [Pending(10)]).freeness == -math.inf
+
+
+def test_a_burst_spreads_over_equal_instances():
+    pending: dict[str, list[Pending]] = {name: [] for name in "abc"}
+    for turn in range(30):
+        expected = [with_pending(load(name), arrivals) for name, arrivals in pending.items()]
+        best = choose("freeness", expected, random.Random(0), turn)
+        assert best is not None
+        pending[best.replica_id].append(Pending(3))
+    assert Counter({name: len(arrivals) for name, arrivals in pending.items()}) == Counter(
+        a=10, b=10, c=10
+    )

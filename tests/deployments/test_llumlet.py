@@ -1,0 +1,393 @@
+"""The llumlet: it owns requests, answers open calls, measures load, and hands requests over."""
+
+import asyncio
+import math
+
+import pytest
+
+from deployments.engine_loop import EngineDead
+from deployments.llumlet import BACKOFF_S, ORPHAN_S
+from deployments.messages import Orders
+from migration.ownership import Outcome
+from migration.snapshot import CannotMove, UnknownRequest
+from tests.deployments.fakes import Instance, let_others_run, submission
+
+# --- open calls ---------------------------------------------------------------------------------
+
+
+async def test_a_submitted_request_runs_and_its_call_stays_open():
+    here = Instance()
+    call = await here.submitted()
+    assert not call.done()
+    assert set(here.llumlet.owned) == {"r1"}
+
+
+async def test_a_finished_request_answers_its_call_and_is_forgotten():
+    here = Instance()
+    call = await here.submitted()
+    here.llumlet.finished(["r1", "of nobody"])
+    assert await call == Outcome("finished")
+    assert here.llumlet.owned == {}
+
+
+async def test_a_request_that_the_engine_does_not_take_fails_its_call_and_is_forgotten():
+    here = Instance()
+    here.steps.error = EngineDead("CUDA error")
+    with pytest.raises(EngineDead):
+        await here.llumlet.submit(submission())
+    assert here.llumlet.owned == {}
+
+
+async def test_a_cancelled_call_aborts_its_request():
+    here = Instance()
+    call = await here.submitted()
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    assert here.engine.requests == {}
+    assert here.llumlet.owned == {}
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_call_cancelled_before_the_engine_has_its_request_leaves_nothing(begun):
+    here = Instance()
+    here.steps.busy = True
+    call = asyncio.create_task(here.llumlet.submit(submission()))
+    await let_others_run()
+    if begun:
+        here.engine.give("r1")  # the command runs while its caller goes away
+    call.cancel()
+    await let_others_run()
+    here.steps.go_on()
+    await asyncio.gather(call, return_exceptions=True)
+    await let_others_run()
+    assert here.engine.requests == {}
+    assert here.llumlet.owned == {}
+
+
+async def test_an_aborted_request_answers_its_call():
+    here = Instance()
+    call = await here.submitted()
+    await here.llumlet.abort("r1")
+    assert await call == Outcome("aborted")
+    assert here.engine.requests == here.llumlet.owned == {}
+
+
+async def test_to_abort_what_is_not_here_does_nothing():
+    await Instance().llumlet.abort("r1")
+
+
+async def test_an_abort_while_the_request_is_handed_over_is_left_to_the_move():
+    here = Instance()
+    call = await here.submitted()
+    owned = here.llumlet.owned["r1"]
+    owned.committing = True
+    await here.llumlet.abort("r1")
+    assert owned.aborted
+    assert "r1" in here.engine.requests
+    assert not call.done()
+    call.cancel()
+
+
+async def test_a_request_that_moved_here_is_attached_to():
+    here = Instance()
+    here.llumlet.own(submission())
+    call = asyncio.create_task(here.llumlet.attach("r1"))
+    await let_others_run()
+    here.llumlet.finished(["r1"])
+    assert await call == Outcome("finished")
+    assert here.llumlet.owned == {}
+
+
+async def test_a_request_that_finished_before_anyone_attached_still_says_so():
+    here = Instance()
+    here.llumlet.own(submission())
+    here.llumlet.finished(["r1"])
+    assert await here.llumlet.attach("r1") == Outcome("finished")
+    assert here.llumlet.owned == {}
+
+
+async def test_to_attach_to_what_is_not_here_says_so():
+    assert await Instance().llumlet.attach("r1") == Outcome("unknown")
+
+
+async def test_a_request_that_was_not_taken_in_after_all_is_unknown():
+    here = Instance()
+    owned = here.llumlet.own(submission())
+    call = asyncio.create_task(here.llumlet.attach("r1"))
+    await let_others_run()
+    here.llumlet.disown(owned)
+    assert await call == Outcome("unknown")
+    assert here.llumlet.owned == {}
+
+
+async def test_a_dead_engine_fails_every_open_call():
+    here = Instance()
+    calls = [await here.submitted("r1"), await here.submitted("r2")]
+    here.llumlet.fail_all(RuntimeError("CUDA error"))
+    for call in calls:
+        with pytest.raises(EngineDead, match="CUDA error"):
+            await call
+
+
+# --- orphans ------------------------------------------------------------------------------------
+
+
+async def test_a_request_that_no_ingress_asks_for_is_dropped():
+    here = Instance()
+    here.llumlet.own(submission())
+    here.engine.give("r1")
+    here.now += ORPHAN_S
+    await here.llumlet.housekeeping()
+    assert "r1" in here.engine.requests
+    here.now += 1
+    await here.llumlet.housekeeping()
+    assert here.engine.requests == here.llumlet.owned == {}
+
+
+async def test_an_unclaimed_outcome_is_dropped():
+    here = Instance()
+    here.llumlet.own(submission())
+    here.llumlet.finished(["r1"])
+    here.now += ORPHAN_S + 1
+    await here.llumlet.housekeeping()
+    assert here.llumlet.owned == {}
+
+
+async def test_a_request_with_an_open_call_is_never_an_orphan():
+    here = Instance()
+    call = await here.submitted()
+    here.now += 100 * ORPHAN_S
+    await here.llumlet.housekeeping()
+    assert "r1" in here.engine.requests
+    call.cancel()
+
+
+async def test_housekeeping_ends_leases():
+    here = Instance()
+    await here.llumlet.housekeeping()
+    assert here.incoming.expired == 1
+
+
+# --- moving -------------------------------------------------------------------------------------
+
+
+async def test_a_moved_request_answers_its_call_with_the_new_owner_and_is_forgotten():
+    here = Instance()
+    call = await here.submitted()
+    record = await here.llumlet.migrate_out("r1", "there", "admin")
+    assert record.outcome == "completed"
+    assert await call == Outcome("moved", "there")
+    assert here.llumlet.owned == {}
+    assert here.records == [record]
+    assert here.llumlet.migrations == {"completed": 1}
+
+
+async def test_a_request_is_found_by_its_public_id_too():
+    here = Instance()
+    await here.submitted()
+    await here.llumlet.migrate_out("public-r1", "there", "admin")
+    assert here.outgoing.moves == [("r1", "there", "admin")]
+
+
+async def test_a_move_that_failed_leaves_the_call_open():
+    here = Instance()
+    call = await here.submitted()
+    here.outgoing.outcome = "aborted"
+    await here.llumlet.migrate_out("r1", "there", "admin")
+    assert not call.done()
+    assert set(here.llumlet.owned) == {"r1"}
+    assert here.llumlet.migrations == {"aborted": 1}
+    call.cancel()
+
+
+async def test_what_does_not_run_here_cannot_be_moved():
+    here = Instance()
+    with pytest.raises(UnknownRequest):
+        await here.llumlet.migrate_out("r1", "there", "admin")
+
+
+async def test_a_request_is_not_moved_to_where_it_is():
+    here = Instance()
+    await here.submitted()
+    with pytest.raises(CannotMove, match="already"):
+        await here.llumlet.migrate_out("r1", "here", "admin")
+
+
+async def test_a_request_moves_once_at_a_time():
+    here = Instance()
+    await here.submitted()
+    here.outgoing.may_end.clear()
+    first = asyncio.create_task(here.llumlet.migrate_out("r1", "there", "admin"))
+    await here.outgoing.begun.wait()
+    with pytest.raises(CannotMove, match="on the move"):
+        await here.llumlet.migrate_out("r1", "elsewhere", "admin")
+    here.outgoing.may_end.set()
+    await first
+
+
+async def test_no_more_requests_move_at_once_than_allowed():
+    here = Instance(max_concurrent=1)
+    await here.submitted("r1")
+    await here.submitted("r2")
+    here.outgoing.may_end.clear()
+    first = asyncio.create_task(here.llumlet.migrate_out("r1", "there", "admin"))
+    await here.outgoing.begun.wait()
+    with pytest.raises(CannotMove, match="on the move"):
+        await here.llumlet.migrate_out("r2", "there", "admin")
+    here.outgoing.may_end.set()
+    await first
+
+
+async def test_a_caller_that_hangs_up_does_not_stop_the_move_nor_lose_its_record():
+    here = Instance()
+    call = await here.submitted()
+    here.outgoing.may_end.clear()
+    order = asyncio.create_task(here.llumlet.migrate_out("r1", "there", "admin"))
+    await here.outgoing.begun.wait()
+    order.cancel()
+    here.outgoing.may_end.set()
+    assert await call == Outcome("moved", "there")
+    await let_others_run()
+    assert [record.outcome for record in here.records] == ["completed"]
+    assert here.llumlet.migrations == {"completed": 1}
+    assert here.llumlet.owned == {}
+
+
+# --- orders -------------------------------------------------------------------------------------
+
+THERE = Orders("there")
+
+
+async def obeyed(here: Instance) -> list[str]:
+    """Which requests left on one order."""
+    await here.llumlet.obey(THERE, "balance")
+    return [request_id for request_id, *_ in here.outgoing.moves]
+
+
+async def test_without_orders_nothing_moves():
+    here = Instance()
+    await here.submitted()
+    assert await here.llumlet.obey(Orders(), "balance") is None
+    assert here.outgoing.moves == []
+
+
+async def test_an_order_moves_one_request_the_least_urgent_and_shortest():
+    here = Instance()
+    for name in ("urgent", "long", "short"):
+        await here.submitted(name)
+    here.engine.give("urgent", priority=-10, num_tokens=1)
+    here.engine.give("long", num_tokens=900)
+    assert await obeyed(here) == ["short"]
+
+
+async def test_a_request_that_has_not_begun_is_preferred():
+    here = Instance()
+    for name in ("runs", "waits"):
+        await here.submitted(name)
+    here.engine.give("waits", num_computed_tokens=0, num_tokens=900)
+    assert await obeyed(here) == ["waits"]
+
+
+async def test_what_cannot_be_moved_is_passed_over():
+    here = Instance()
+    for name in ("fixed", "free"):
+        await here.submitted(name)
+    here.engine.fixed = {"fixed"}
+    here.engine.give("free", num_tokens=900)
+    assert await obeyed(here) == ["free"]
+
+
+async def test_a_request_near_its_end_stays_unless_the_instance_drains():
+    here = Instance()
+    await here.submitted()
+    here.engine.give("r1", max_tokens=100, num_output_tokens=95)
+    assert await obeyed(here) == []
+    here.llumlet.drain(True)
+    assert await obeyed(here) == ["r1"]
+
+
+async def test_after_a_failed_move_orders_wait():
+    here = Instance()
+    await here.submitted()
+    here.outgoing.outcome = "refused"
+    assert await obeyed(here) == ["r1"]
+    assert await obeyed(here) == ["r1"]
+    here.now += BACKOFF_S
+    assert await obeyed(here) == ["r1", "r1"]
+
+
+async def test_after_a_move_the_next_order_is_followed_at_once():
+    here = Instance()
+    for name in ("r1", "r2"):
+        await here.submitted(name)
+    await obeyed(here)
+    assert await obeyed(here) == ["r1", "r2"]
+
+
+# --- load ---------------------------------------------------------------------------------------
+
+
+async def test_an_idle_instance_is_as_free_as_it_has_blocks():
+    load = await Instance().llumlet.load()
+    assert (load.replica_id, load.state, load.freeness) == ("here", "running", 100)
+    assert (load.blocks_total, load.blocks_used, load.block_size) == (100, 0, 16)
+    assert (load.migrating_in, load.migrating_out) == (1, 0)
+
+
+async def test_the_load_counts_requests_blocks_headroom_and_the_head_of_line():
+    here = Instance()
+    await here.submitted("runs", priority_class="high")
+    await here.submitted("waits")
+    await here.submitted("waits behind")
+    here.engine.waiting = ["waits", "waits behind"]
+    here.engine.blocks_free = 60
+    load = await here.llumlet.load()
+    assert (load.running, load.waiting, load.head_of_line_blocks) == (1, 2, 2)
+    assert load.freeness == (100 - 40 - 160 / 16 - 2) / 2
+
+
+async def test_a_draining_instance_says_so_until_it_is_taken_back():
+    here = Instance()
+    here.llumlet.drain(True)
+    load = await here.llumlet.load()
+    assert (load.state, load.freeness) == ("draining", -math.inf)
+    here.llumlet.drain(False)
+    assert (await here.llumlet.load()).state == "running"
+
+
+async def test_an_arrival_is_reported_once():
+    here = Instance()
+    await here.submitted("r1")
+    await here.submitted("r2")
+    assert (await here.llumlet.report()).arrived == ("r1", "r2")
+    assert (await here.llumlet.report()).arrived == ()
+
+
+async def test_a_move_under_way_is_reported():
+    here = Instance()
+    await here.submitted()
+    here.outgoing.may_end.clear()
+    move = asyncio.create_task(here.llumlet.migrate_out("r1", "there", "admin"))
+    await here.outgoing.begun.wait()
+    assert (await here.llumlet.load()).migrating_out == 1
+    here.outgoing.may_end.set()
+    await move
+    report = await here.llumlet.report()
+    assert report.load.migrating_out == 0
+    assert report.migrations == {"completed": 1}
+
+
+@pytest.mark.parametrize("event", ["own", "finish", "drain", "abort"])
+async def test_what_changes_the_load_is_told(event):
+    here = Instance()
+    await here.submitted("r0")
+    here.llumlet.changed.clear()
+    if event == "own":
+        here.llumlet.own(submission())
+    elif event == "finish":
+        here.llumlet.finished(["r0"])
+    elif event == "drain":
+        here.llumlet.drain(True)
+    else:
+        await here.llumlet.abort("r0")
+    assert here.llumlet.changed.is_set()

@@ -1,0 +1,330 @@
+"""On two real engines: what continues elsewhere is the same request, and nothing is left behind."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm.sampling_params import StructuredOutputsParams
+
+from migration.snapshot import CannotMove, Refused, Submission, UnknownRequest
+from tests.migration.engines import Engine, history, move, reserve, submission
+
+PROMPT = random.Random(3).choices(range(32, 127), k=90)
+LONG = random.Random(4).choices(range(32, 127), k=1500)
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "seeded": {"temperature": 1.0, "seed": 11},
+    "seeded top-k top-p min-p": {
+        "temperature": 0.9,
+        "seed": 5,
+        "top_k": 40,
+        "top_p": 0.9,
+        "min_p": 0.01,
+    },
+    "penalties": {"presence_penalty": 1.5, "frequency_penalty": 0.7, "repetition_penalty": 1.2},
+    "seeded with penalties": {"temperature": 1.0, "seed": 2, "presence_penalty": 1.9},
+    "min tokens": {"min_tokens": 50, "stop_token_ids": list(range(60, 100))},
+    "stop token ids": {"stop_token_ids": list(range(97, 99)), "min_tokens": 40},
+    "logit bias": {"logit_bias": {70: 4.0, 71: -100.0}},
+    "allowed tokens": {"allowed_token_ids": list(range(40, 90)), "temperature": 1.0, "seed": 1},
+    "regex": {
+        "structured_outputs": StructuredOutputsParams(regex="([a-z]{3}-){12}end"),
+        "temperature": 1.0,
+        "seed": 9,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_llama: Path) -> tuple[Engine, Engine]:
+    return Engine(str(tiny_llama)), Engine(str(tiny_llama))
+
+
+@pytest.fixture
+def engines(pair: tuple[Engine, Engine]) -> Iterator[tuple[Engine, Engine]]:
+    """Both must be clean after each test: every block, request and runner entry came back."""
+    yield pair
+    for engine in pair:
+        engine.run_out()
+        assert engine.is_clean
+
+
+def alone(engine: Engine, prompt: list[int], **sampling: Any) -> Submission:
+    """Run the request where nothing moves, and leave no cached blocks to the next one."""
+    request = submission(prompt, **sampling)
+    engine.seam.add(request)
+    engine.run_out()
+    engine.core.reset_prefix_cache()
+    return request
+
+
+def emitted(request: Submission) -> list[Any]:
+    """Tokens and ends, in the order in which the engines emitted them."""
+    return [
+        (out.new_token_ids, out.finish_reason, out.stop_reason)
+        for out in history[request.request_id]
+    ]
+
+
+@pytest.mark.parametrize("at", [1, 20])
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_moved_request_goes_on_exactly(
+    engines: tuple[Engine, Engine], feature: str, at: int
+) -> None:
+    here, there = engines
+    expected = emitted(alone(here, PROMPT, **FEATURES[feature]))
+    request = submission(PROMPT, **FEATURES[feature])
+
+    here.seam.add(request)
+    here.run_until(request.request_id, at)
+    move(here, there, request)
+    there.run_out()
+
+    assert emitted(request) == expected
+    assert len(here.tokens(request.request_id)) == at
+
+
+def test_logprobs_go_on_exactly(engines: tuple[Engine, Engine]) -> None:
+    here, there = engines
+    expected = history[alone(here, PROMPT, logprobs=3).request_id]
+    request = submission(PROMPT, logprobs=3)
+
+    here.seam.add(request)
+    here.run_until(request.request_id, 20)
+    move(here, there, request)
+    there.run_out()
+
+    got = history[request.request_id]
+    assert len(got) == len(expected)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.new_logprobs.logprobs == pytest.approx(theirs.new_logprobs.logprobs, abs=1e-3)
+        assert (ours.new_logprobs.logprob_token_ids == theirs.new_logprobs.logprob_token_ids).all()
+
+
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 1.0, "seed": 3}], ids=["greedy", "seeded"]
+)
+def test_there_and_back_many_times(
+    engines: tuple[Engine, Engine], sampling: dict[str, Any]
+) -> None:
+    here, there = engines
+    expected = emitted(alone(here, PROMPT, **sampling))
+    request = submission(PROMPT, **sampling)
+
+    here.seam.add(request)
+    here.run_until(request.request_id, 3)
+    for hop in range(6):
+        source, destination = (here, there) if hop % 2 == 0 else (there, here)
+        move(source, destination, request)
+        before = len(destination.tokens(request.request_id))
+        destination.run_until(request.request_id, before + 5)
+    here.run_out()
+
+    assert emitted(request) == expected
+
+
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 1.0, "seed": 3}], ids=["greedy", "seeded"]
+)
+def test_a_request_moves_in_the_middle_of_its_prefill(
+    engines: tuple[Engine, Engine], sampling: dict[str, Any]
+) -> None:
+    here, there = engines
+    expected = emitted(alone(here, LONG, **sampling))
+    request = submission(LONG, **sampling)
+
+    here.seam.add(request)
+    here.step()
+    here.step()
+    assert not here.tokens(request.request_id)
+    blocks = move(here, there, request)
+    there.run_out()
+
+    assert blocks == 2 * 256 // 32
+    assert emitted(request) == expected
+
+
+def test_a_waiting_request_moves_without_blocks(engines: tuple[Engine, Engine]) -> None:
+    here, there = engines
+    expected = emitted(alone(here, PROMPT))
+    hogs = [submission([65 + i] * 40, max_tokens=30) for i in range(8)]
+    for hog in hogs:
+        here.seam.add(hog)
+    here.step()
+    request = submission(PROMPT)
+    here.seam.add(request)
+    here.step()
+
+    assert move(here, there, request) == 0
+    there.run_out()
+
+    assert emitted(request) == expected
+
+
+def test_blocks_that_the_destination_has_cached_are_not_copied(
+    engines: tuple[Engine, Engine],
+) -> None:
+    here, there = engines
+    expected = emitted(alone(here, LONG))
+    there.seam.add(submission(LONG, max_tokens=1))
+    there.run_out()
+    request = submission(LONG)
+
+    here.seam.add(request)
+    here.run_until(request.request_id, 10)
+    blocks = move(here, there, request)
+    there.run_out()
+
+    assert blocks == 2  # 1,509 tokens fill 47 blocks and a bit; 46 of them were cached
+    assert emitted(request) == expected
+
+
+def test_without_the_copy_the_output_differs(engines: tuple[Engine, Engine]) -> None:
+    """The control of all the tests above."""
+    here, there = engines
+    expected = emitted(alone(here, PROMPT))
+    request = submission(PROMPT)
+
+    here.seam.add(request)
+    here.run_until(request.request_id, 20)
+    move(here, there, request, copy=False)
+    there.run_out()
+
+    assert emitted(request) != expected
+
+
+def test_without_the_sampler_state_the_output_differs(
+    engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control for seeded requests: the generator's state travels."""
+    here, there = engines
+    sampling = {"temperature": 1.0, "seed": 11}
+    expected = emitted(alone(here, PROMPT, **sampling))
+    request = submission(PROMPT, **sampling)
+
+    here.seam.add(request)
+    here.run_until(request.request_id, 20)
+    fresh = here.worker.model_runner.requests[request.request_id].generator.manual_seed(11)
+    assert fresh is not None
+    move(here, there, request)
+    there.run_out()
+
+    assert emitted(request) != expected
+
+
+def test_a_move_given_up_after_parking_changes_nothing(engines: tuple[Engine, Engine]) -> None:
+    here, there = engines
+    expected = emitted(alone(here, PROMPT))
+    request = submission(PROMPT)
+
+    here.seam.add(request)
+    here.run_until(request.request_id, 20)
+    reservation = reserve(here, there, request)
+    parked = here.seam.park(request)
+    assert parked is not None
+    here.step()
+    assert len(here.tokens(request.request_id)) == 20
+    there.seam.cancel(reservation)
+    here.seam.unpark(request.request_id)
+    here.run_out()
+
+    assert emitted(request) == expected
+
+
+def test_a_parked_request_can_be_dropped(engines: tuple[Engine, Engine]) -> None:
+    here, _ = engines
+    request = submission(PROMPT)
+    here.seam.add(request)
+    here.run_until(request.request_id, 5)
+
+    parked = here.seam.park(request)
+    here.seam.drop(request.request_id)
+
+    assert parked is not None
+    here.seam.unpark(request.request_id)
+    assert request.request_id not in here.seam.requests()
+
+
+def test_a_finished_request_is_unknown(engines: tuple[Engine, Engine]) -> None:
+    here, _ = engines
+    request = submission(PROMPT, max_tokens=2)
+    here.seam.add(request)
+    here.run_out()
+
+    with pytest.raises(UnknownRequest):
+        here.seam.park(request)
+
+
+def test_prompt_logprobs_hold_a_request_until_its_first_token(
+    engines: tuple[Engine, Engine],
+) -> None:
+    here, _ = engines
+    request = submission(LONG, prompt_logprobs=1)
+    here.seam.add(request)
+    here.step()
+
+    with pytest.raises(CannotMove, match="prompt logprobs"):
+        here.seam.inspect(request)
+
+
+def test_no_room_is_refused_and_changes_nothing(engines: tuple[Engine, Engine]) -> None:
+    here, there = engines
+    hog = submission([7] * 3900, max_tokens=100)
+    there.seam.add(hog)
+    there.run_until(hog.request_id, 1)
+    free = there.seam.blocks_free
+    request = submission([70] * 2200)
+    here.seam.add(request)
+    here.run_until(request.request_id, 1)
+
+    answer = there.seam.reserve(here.seam.inspect(request), keep_free=0)
+
+    assert isinstance(answer, Refused)
+    assert "no room" in answer.reason
+    assert there.seam.blocks_free == free
+    for engine, one in ((here, request), (there, hog)):
+        engine.seam.drop(one.request_id)
+
+
+def test_a_destination_keeps_room_for_those_it_has(engines: tuple[Engine, Engine]) -> None:
+    here, there = engines
+    request = submission(PROMPT)
+    here.seam.add(request)
+    here.run_until(request.request_id, 1)
+    snapshot = here.seam.inspect(request)
+    needed = there.seam.blocks_for(snapshot.tokens + 64)
+
+    answer = there.seam.reserve(snapshot, keep_free=there.seam.blocks_total - needed)
+
+    assert isinstance(answer, Refused)
+
+
+def test_a_full_batch_is_refused(engines: tuple[Engine, Engine]) -> None:
+    here, there = engines
+    for i in range(8):
+        there.seam.add(submission([65 + i] * 4, max_tokens=20))
+    there.step()
+    request = submission(PROMPT)
+    here.seam.add(request)
+    here.run_until(request.request_id, 1)
+
+    answer = there.seam.reserve(here.seam.inspect(request), keep_free=0)
+
+    assert isinstance(answer, Refused)
+    assert "batch is full" in answer.reason
+
+
+def test_a_seeded_request_with_a_chunked_prefill_does_not_kill_the_engine(
+    engines: tuple[Engine, Engine],
+) -> None:
+    """The vLLM bug that `seeded_prefill` works around."""
+    here, _ = engines
+    request = submission(LONG, temperature=1.0, seed=1, max_tokens=4)
+
+    here.seam.add(request)
+    here.run_out()
+
+    assert len(here.tokens(request.request_id)) == 4
