@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
@@ -105,6 +105,10 @@ class Stream:
         if beside is not None:
             await beside
         return self
+
+    def again(self, request_id: str) -> "Stream":
+        """The same request under another id, not yet run."""
+        return replace(self, request_id=request_id, text="", token_ids=[], finish_reason=None)
 
     def result(self) -> tuple[str, list[int], str | None]:
         """What must be the same, moved or not."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +45,7 @@ async def run_all(url: str, todo: list[Stream], move: Fleet | None = None) -> li
                 if move is None:
                     return await stream.run(openai)
                 for attempt in range(5):  # again if it ended before it could be moved
-                    again = replace(stream, request_id=f"moved-{number}-{attempt}")
+                    again = stream.again(f"moved-{number}-{attempt}")
                     at = rng.randint(1, 100)
                     moves: list[bool] = []
                     await again.run(openai, at, partial(moved, move, again.request_id, moves))
