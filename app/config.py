@@ -75,8 +75,14 @@ class MigrationConfig(Section):
     max_concurrent: int = Field(
         default=2, ge=1, description="moves at once for each instance and direction"
     )
+    max_stages: int = Field(
+        default=8,
+        ge=0,
+        description="copies that a move may make; the last one suspends the request. 1: a blocking"
+        " copy; 0: no copy, the destination computes the KV again",
+    )
     timeout_s: float = Field(
-        default=10.0, gt=0, description="after this a move is given up and the source goes on"
+        default=10.0, gt=0, description="longest wait of a move; then it is given up"
     )
 
 

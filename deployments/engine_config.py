@@ -45,8 +45,8 @@ def freeze(config: VllmConfig) -> bytes:
     return pickle.dumps(config)
 
 
-def start(config: VllmConfig) -> EngineCore:
-    """Load the model; ten seconds or more."""
+def start(config: VllmConfig, transfers: int) -> EngineCore:
+    """Load the model; ten seconds or more. `transfers`: most KV copies and joins at once."""
     core = EngineCore(config, Executor.get_class(config), log_stats=True)
-    core.collective_rpc("mig_prepare")
+    core.collective_rpc("mig_prepare", args=(transfers,))
     return core

@@ -43,7 +43,9 @@ class Instance:
         self.replica_id = replica_id
         vllm_config = engine_config.build(config.model, worker_extension)
         frozen = engine_config.freeze(vllm_config)
-        core = engine_config.start(vllm_config)
+        settings = config.migration
+        # In and out, and as many joins and leaves beside them.
+        core = engine_config.start(vllm_config, transfers=4 * settings.max_concurrent)
         self.hello = Hello(
             vllm_config=frozen,
             max_model_len=vllm_config.model_config.max_model_len,
@@ -55,10 +57,7 @@ class Instance:
         self._outbox = Outbox(replica_id)
         self._seam = EngineSeam(core, self._outbox)
         self._steps = EngineLoop(core, self._publish, self._on_death)
-        settings = config.migration
-        self.links = Links(
-            replica_id, self._seam, settings.backend, threads=2 * settings.max_concurrent + 2
-        )
+        self.links = Links(replica_id, self._steps, self._seam, settings.backend)
         self.llumlet = Llumlet(
             replica_id,
             self._steps,
@@ -74,6 +73,7 @@ class Instance:
             self.links,
             partial(ServePeer, peers),
             settings.timeout_s,
+            settings.max_stages,
         )
         self.incoming = MigrateIn(
             self._steps,

@@ -18,6 +18,7 @@ from deployments.policy.selection import Movable, choose_request
 from migration.destination import MigrateIn
 from migration.engine_seam import EngineSeam
 from migration.ownership import Outcome, Owned
+from migration.protocol.timing import PER_PAIR
 from migration.snapshot import CannotMove, MigrationRecord, Submission, UnknownRequest
 from migration.source import MigrateOut, Reason
 
@@ -58,7 +59,7 @@ class Llumlet:
         self._on_record = on_record
         self._clock = clock
         self._arrived: list[str] = []
-        self._moves: set[asyncio.Task[MigrationRecord]] = set()
+        self._moves: dict[asyncio.Task[MigrationRecord], str] = {}
         self._obey_after = 0.0
         self._out: MigrateOut
         self.incoming: MigrateIn
@@ -149,12 +150,18 @@ class Llumlet:
             raise CannotMove("the request is already on the move")
         if destination == self.replica_id:
             raise CannotMove("the request is there already")
-        if len(self._moves) >= self._max_concurrent:
-            raise CannotMove(f"{self.replica_id} has {len(self._moves)} requests on the move")
+        if not self._may_move(destination):
+            raise CannotMove(
+                f"{self.replica_id} has {len(self._moves)} requests on the move, as many as it may"
+            )
         move = asyncio.create_task(self._move(owned, destination, reason))
-        self._moves.add(move)
-        move.add_done_callback(self._moves.discard)
+        self._moves[move] = destination
+        move.add_done_callback(self._moves.pop)
         return await asyncio.shield(move)
+
+    def _may_move(self, destination: str) -> bool:
+        to_there = sum(other == destination for other in self._moves.values())
+        return len(self._moves) < self._max_concurrent and to_there < PER_PAIR
 
     async def _move(self, owned: Owned, destination: str, reason: Reason) -> MigrationRecord:
         record = await self._out.move(owned, destination, reason)
@@ -169,8 +176,10 @@ class Llumlet:
         """Hand one request over to the destination that the scheduler paired this instance with."""
         if orders.destination is None or self._clock() < self._obey_after:
             return None
+        if not self._may_move(orders.destination):
+            return None
         chosen = choose_request(await self._loop.run(self._movable))
-        if chosen is None or len(self._moves) >= self._max_concurrent:
+        if chosen is None:
             return None
         try:
             record = await self.migrate_out(chosen, orders.destination, reason)

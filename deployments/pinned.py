@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from migration.peer import PeerLost
-from migration.snapshot import Commit, Refused, Reserve, Reserved
+from migration.protocol.messages import Commit, Extend, Refused, Reserve, Reserved, Stage
 
 CALL_TIMEOUT_S = 30.0
 
@@ -51,8 +51,11 @@ class ServePeer:
     async def reserve(self, message: Reserve) -> Reserved | Refused:
         return await self._call("reserve", message)
 
-    async def receive(self, migration_id: str, group: str, first: int, count: int) -> int:
-        return await self._call("receive", migration_id, group, first, count)
+    async def extend(self, message: Extend) -> Reserved | Refused:
+        return await self._call("extend", message)
+
+    async def receive(self, message: Stage) -> int:
+        return await self._call("receive", message)
 
     async def commit(self, message: Commit) -> None:
         await self._call("commit", message)

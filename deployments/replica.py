@@ -10,7 +10,8 @@ from deployments.messages import REPLICA, SCHEDULER, Hello, Report
 from deployments.pinned import call
 from deployments.policy.load import InstanceLoad
 from migration.ownership import Outcome
-from migration.snapshot import Commit, MigrationRecord, Refused, Reserve, Reserved, Submission
+from migration.protocol.messages import Commit, Extend, Refused, Reserve, Reserved, Stage
+from migration.snapshot import MigrationRecord, Submission
 
 if TYPE_CHECKING:
     from migration.source import Reason
@@ -77,17 +78,21 @@ class LLMReplica:
         await self._instance.links.join(group)
 
     async def reserve(self, message: Reserve) -> Reserved | Refused:
-        """PRE-ALLOC: hold blocks for a request."""
+        """PRE-ALLOC of the first stage: hold blocks for a request."""
         if self._llumlet.draining:
             return Refused("it is draining")
         return await self._incoming.reserve(message)
 
-    async def receive(self, migration_id: str, group: str, first: int, count: int) -> int:
-        """Take KV blocks over the pair group."""
-        return await self._incoming.receive(migration_id, group, first, count)
+    async def extend(self, message: Extend) -> Reserved | Refused:
+        """PRE-ALLOC of a later stage: hold more."""
+        return await self._incoming.extend(message)
+
+    async def receive(self, message: Stage) -> int:
+        """Take the KV blocks of a stage over the pair group."""
+        return await self._incoming.receive(message)
 
     async def commit(self, message: Commit) -> None:
-        """Become the owner of the request."""
+        """Become the owner of the request, once its last blocks are here."""
         await self._incoming.commit(message)
 
     async def cancel(self, migration_id: str) -> bool:

@@ -1,10 +1,13 @@
-"""The destination's side: reservations that are real, bounded and leased."""
+"""Takes requests in: carries out what `migration.protocol.destination` allows.
+
+Reservations are real, bounded and leased; messages may come late, twice, or never.
+"""
 
 import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,12 +15,12 @@ from migration.engine_seam import EngineSeam, Reservation
 from migration.links import Links
 from migration.ownership import Owned
 from migration.peer import StepThread
-from migration.snapshot import CannotMove, Commit, Refused, Reserve, Reserved, Submission
+from migration.protocol.destination import Event, State, after
+from migration.protocol.messages import Commit, Extend, Refused, Reserve, Reserved, Stage
+from migration.protocol.timing import PER_PAIR, REMEMBERED
+from migration.snapshot import CannotMove, Submission
 
 T = TypeVar("T")
-
-REMEMBERED = 4096
-"""Ended migrations whose end is remembered, so that a late or doubled message finds the truth."""
 
 logger = logging.getLogger("ray.serve.llumnix")
 
@@ -31,13 +34,22 @@ class Limits:
     keep_free: float
 
 
-@dataclass(slots=True)
-class _Incoming:
-    reservation: Reservation
-    submission: Submission
+@dataclass(slots=True, eq=False)
+class _Move:
+    """One request on its way in."""
+
+    migration_id: str
     source: str
+    submission: Submission
     expires: float
-    receiving: asyncio.Task[int] | None = None
+    state: State = State.RESERVING
+    reservation: Reservation | None = None
+    reserving: asyncio.Task[Reserved | Refused] | None = None
+    stages: dict[int, asyncio.Task[int]] = field(default_factory=dict)
+    committing: asyncio.Task[None] | None = None
+
+    def on(self, event: Event) -> None:
+        self.state = after(self.state, event)
 
 
 class MigrateIn:
@@ -60,141 +72,200 @@ class MigrateIn:
         self._own = own
         self._disown = disown
         self._clock = clock
-        self._incoming: dict[str, _Incoming] = {}
-        self._requests: set[str] = set()
-        self._commits: dict[str, asyncio.Task[None]] = {}
+        self._moves: dict[str, _Move] = {}
         self._ended: OrderedDict[str, bool] = OrderedDict()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._moves)
 
     async def reserve(self, message: Reserve) -> Reserved | Refused:
         """Hold blocks for the request until commit, cancel or the lease's end."""
+        move = self._moves.get(message.migration_id)
+        if move is None:
+            if refused := self._refusal(message):
+                return refused
+            submission = message.snapshot.submission
+            move = _Move(message.migration_id, message.source, submission, self._lease())
+            self._moves[message.migration_id] = move
+            move.reserving = self._task(self._reserve(move, message))
+        assert move.reserving is not None
+        return await asyncio.shield(move.reserving)
+
+    def _refusal(self, message: Reserve) -> Refused | None:
+        if message.migration_id in self._ended:
+            return Refused("the move was given up")
         if len(self) >= self._limits.at_once:
             return Refused(f"it takes at most {self._limits.at_once} moves at once")
+        moves = self._moves.values()
+        if sum(move.source == message.source for move in moves) >= PER_PAIR:
+            return Refused("another request is on its way from there")
         request_id = message.snapshot.submission.request_id
-        if request_id in self._requests:
+        if any(move.submission.request_id == request_id for move in moves):
             return Refused("an earlier move of this request has not ended here")
-        self._requests.add(request_id)
-        return await self._uncancelled(self._reserve(message))
+        return None
 
-    async def _reserve(self, message: Reserve) -> Reserved | Refused:
-        request_id = message.snapshot.submission.request_id
+    async def _reserve(self, move: _Move, message: Reserve) -> Reserved | Refused:
+        """Its grammar is compiled meanwhile, so that COMMIT need not wait for it."""
         try:
             answer = await self._steps.run(
-                partial(self._seam.reserve, message.snapshot, self._limits.keep_free)
+                partial(
+                    self._seam.reserve, message.snapshot, message.tokens, self._limits.keep_free
+                )
             )
-        except BaseException as error:
-            self._requests.discard(request_id)
-            if isinstance(error, CannotMove):
-                return Refused(str(error))
+            if isinstance(answer, Reservation):
+                move.reservation = answer
+                answer = await self._grammar(answer) or answer
+        except CannotMove as error:
+            answer = Refused(str(error))
+        except BaseException:
+            await self._end(move, committed=False)
             raise
+        if move.state is State.GIVEN_UP:
+            answer = Refused("the move was given up")
         if isinstance(answer, Refused):
-            self._requests.discard(request_id)
+            if move.state is State.RESERVING:
+                move.on(Event.REFUSED)
+            await self._end(move, committed=False)
             return answer
-        if message.migration_id in self._ended:
-            await self._steps.run(partial(self._seam.cancel, answer))
-            self._requests.discard(request_id)
-            return Refused("the move was given up")
-        self._incoming[message.migration_id] = _Incoming(
-            reservation=answer,
-            submission=message.snapshot.submission,
-            source=message.source,
-            expires=self._clock() + self._limits.timeout_s,
-        )
+        move.on(Event.GRANTED)
+        move.expires = self._lease()
         return Reserved(self._seam.capacity(answer), answer.cached_blocks)
 
-    async def receive(self, migration_id: str, group: str, first: int, count: int) -> int:
-        """Fill `count` reserved blocks from the request's block `first` on. Answers the bytes."""
-        incoming = self._find(migration_id)
-        block_ids = incoming.reservation.block_ids[first : first + count]
-        if len(block_ids) != count:
-            raise CannotMove(f"only {len(block_ids)} of {count} blocks are reserved")
+    async def _grammar(self, reservation: Reservation) -> Refused | None:
+        grammar = await self._steps.run(partial(self._seam.grammar, reservation))
+        if grammar is None:
+            return None
+        await asyncio.wait([asyncio.wrap_future(grammar)], timeout=self._limits.timeout_s / 2)
+        return None if grammar.done() else Refused("its grammar is still being compiled there")
+
+    async def extend(self, message: Extend) -> Reserved | Refused:
+        """Hold more blocks for it."""
+        move = self._stage(message.migration_id)
+        assert move.reservation is not None
+        refused = await self._steps.run(
+            partial(self._seam.extend, move.reservation, message.tokens, self._limits.keep_free)
+        )
+        if refused is not None:
+            return refused
+        return Reserved(self._seam.capacity(move.reservation), move.reservation.cached_blocks)
+
+    async def receive(self, message: Stage) -> int:
+        """Fill the reserved blocks of a stage. Answers the bytes."""
+        move = self._stage(message.migration_id)
+        return await self._receive(move, message)
+
+    async def _receive(self, move: _Move, stage: Stage) -> int:
+        receiving = move.stages.get(stage.first)
+        if receiving is None:
+            assert move.reservation is not None
+            block_ids = move.reservation.block_ids[stage.first : stage.first + stage.count]
+            if len(block_ids) != stage.count:
+                raise CannotMove(f"only {len(block_ids)} of {stage.count} blocks are reserved")
+            receiving = self._task(self._links.receive(stage.group, block_ids))
+            move.stages[stage.first] = receiving
         # The copy goes on even if the source hangs up: its thread must be done with these blocks
         # before they are given back.
-        incoming.receiving = asyncio.create_task(self._links.receive(group, block_ids))
-        return await asyncio.shield(incoming.receiving)
+        received = await asyncio.shield(receiving)
+        move.expires = self._lease()
+        return received
 
     async def commit(self, message: Commit) -> None:
-        """Own the request from now on."""
+        """Own the request from now on, once its last bytes are here."""
         if self._ended.get(message.migration_id):
             return  # a doubled COMMIT: it is done
-        commit = self._commits.get(message.migration_id)
-        if commit is None:
-            self._find(message.migration_id)
-            commit = self._task(self._commit(message))
-            self._commits[message.migration_id] = commit
-            commit.add_done_callback(lambda _: self._commits.pop(message.migration_id))
-        await asyncio.shield(commit)
+        move = self._find(message.migration_id)
+        if move.committing is None:
+            move.on(Event.COMMIT)
+            move.committing = self._task(self._commit(move, message))
+        await asyncio.shield(move.committing)
 
-    async def _commit(self, message: Commit) -> None:
-        incoming = self._find(message.migration_id)
-        grammar = await self._steps.run(partial(self._seam.grammar, incoming.reservation))
-        if grammar is not None:
-            timeout_s = self._limits.timeout_s / 2
-            await asyncio.wait([asyncio.wrap_future(grammar)], timeout=timeout_s)
-            if not grammar.done():
-                raise CannotMove("its grammar is still being compiled")
-        if self._incoming.pop(message.migration_id, None) is None:
-            raise CannotMove("the move was given up")
-        owned = self._own(incoming.submission)  # before it can finish here
+    async def _commit(self, move: _Move, message: Commit) -> None:
         try:
-            await self._steps.run(
-                partial(self._seam.install, incoming.reservation, message.snapshot)
-            )
+            if message.last is not None:
+                await self._receive(move, message.last)
+            move.on(Event.FILLED)
+        except Exception as error:
+            raise await self._not_committed(move, error) from None
+        assert move.reservation is not None
+        owned = self._own(move.submission)  # before it can finish here
+        try:
+            await self._steps.run(partial(self._seam.install, move.reservation, message.snapshot))
         except Exception as error:
             self._disown(owned)
-            self._remember(message.migration_id, committed=False)
-            await self._free(incoming)
-            raise CannotMove(f"the destination could not take it over: {error}") from None
-        self._requests.discard(incoming.submission.request_id)
-        self._remember(message.migration_id, committed=True)
+            raise await self._not_committed(move, error) from None
+        move.on(Event.INSTALLED)
+        await self._end(move, committed=True)
+
+    async def _not_committed(self, move: _Move, error: Exception) -> CannotMove:
+        if move.state is not State.GIVEN_UP:
+            move.on(Event.FAILED)
+            await self._end(move, committed=False)
+        return CannotMove(f"the destination could not take it over: {error}")
 
     async def cancel(self, migration_id: str) -> bool:
         """Give the blocks back. True if this migration will never commit, False if it has."""
-        if migration_id not in self._incoming and (commit := self._commits.get(migration_id)):
-            await asyncio.wait([commit])  # it is being installed: nothing stops that any more
+        move = self._moves.get(migration_id)
+        if move is not None and move.state is State.INSTALLING and move.committing:
+            await asyncio.wait([move.committing])
         if self._ended.get(migration_id):
             return False
         self._remember(migration_id, committed=False)
-        if incoming := self._incoming.pop(migration_id, None):
-            await self._uncancelled(self._free(incoming))
+        if move is not None and move.state is not State.GIVEN_UP:
+            reserving = move.state is State.RESERVING
+            move.on(Event.CANCEL)
+            if not reserving:  # else the reservation is given back by who makes it
+                await asyncio.shield(self._task(self._end(move, committed=False)))
         return True
 
     async def expire(self) -> None:
         """Cancel what its source forgot: it died, or its messages are lost."""
         now = self._clock()
-        for migration_id, incoming in list(self._incoming.items()):
-            if incoming.expires < now:
+        for move in list(self._moves.values()):
+            copying = any(not task.done() for task in move.stages.values())
+            if move.state is State.HELD and move.expires < now and not copying:
                 logger.warning(
                     "migration %s from %s: no word, reservation dropped",
-                    migration_id,
-                    incoming.source,
+                    move.migration_id,
+                    move.source,
                 )
-                await self.cancel(migration_id)
+                await self.cancel(move.migration_id)
 
-    async def _free(self, incoming: _Incoming) -> None:
-        if incoming.receiving is not None:
-            await asyncio.wait([incoming.receiving])
-        await self._steps.run(partial(self._seam.cancel, incoming.reservation))
-        self._requests.discard(incoming.submission.request_id)
+    async def _end(self, move: _Move, *, committed: bool) -> None:
+        self._remember(move.migration_id, committed=committed)
+        if not committed:
+            if move.stages:
+                await asyncio.wait(move.stages.values())
+            if move.reservation is not None:
+                await self._steps.run(partial(self._seam.cancel, move.reservation))
+        self._moves.pop(move.migration_id, None)
+
+    def _stage(self, migration_id: str) -> _Move:
+        move = self._find(migration_id)
+        move.on(Event.STAGE)
+        move.expires = self._lease()
+        return move
+
+    def _find(self, migration_id: str) -> _Move:
+        move = self._moves.get(migration_id)
+        if move is None:
+            raise CannotMove("the destination knows nothing of this move (any more)")
+        return move
+
+    def _lease(self) -> float:
+        return self._clock() + self._limits.timeout_s
 
     def _task(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """To its end, whatever becomes of the caller: over gRPC its timeout cancels us."""
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._forget)
         return task
 
-    async def _uncancelled(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """To its end, whatever becomes of the caller: over gRPC its timeout cancels us."""
-        return await asyncio.shield(self._task(coroutine))
-
-    def _find(self, migration_id: str) -> _Incoming:
-        incoming = self._incoming.get(migration_id)
-        if incoming is None:
-            raise CannotMove("the destination knows nothing of this move (any more)")
-        return incoming
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked may have hung up
 
     def _remember(self, migration_id: str, *, committed: bool) -> None:
         self._ended[migration_id] = committed

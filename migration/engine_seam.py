@@ -14,22 +14,28 @@ from typing import Any, Protocol
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.serial_utils import MsgpackDecoder
 
-from migration.snapshot import CannotMove, Refused, Snapshot, Submission, UnknownRequest
+from migration.protocol.messages import Refused
+from migration.snapshot import CannotMove, Snapshot, Submission, UnknownRequest
 
 SLACK_TOKENS = 64
-"""What a request may grow between the reservation and its parking."""
+"""What a decoding request may grow between two looks at it."""
 
 
-@dataclass(slots=True)
-class Parked:
-    """A request out of the batch, blocks intact. `block_ids` hold its first computed tokens."""
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A request as it stands between two steps.
 
-    request: Request
+    `block_ids` are the blocks that hold its computed tokens, in order. `growth` is how many tokens
+    more may be computed before it is looked at again.
+    """
+
     snapshot: Snapshot
     block_ids: list[int]
+    growth: int
 
 
 @dataclass(slots=True)
@@ -142,19 +148,22 @@ class EngineSeam:
             raise CannotMove("streaming-input requests are not moved")
         if params.prompt_logprobs is not None and not request.num_output_tokens:
             raise CannotMove("prompt logprobs are still being computed")
-        if self.core.vllm_config.parallel_config.world_size != 1:
-            raise CannotMove("requests of engines with several workers are not moved yet")
+        if not (self.in_process or self.core.model_executor.uses_ray):
+            raise CannotMove(
+                "the engine's workers are no Ray actors, so no collective group joins them:"
+                " set distributed_executor_backend to ray"
+            )
         if self.core.use_spec_decode:
             raise CannotMove("speculative decoding keeps state that cannot be moved")
         if len(self._kv.kv_cache_config.kv_cache_groups) != 1:
             raise CannotMove("hybrid KV caches (more than one group) are not moved yet")
         return request
 
-    def inspect(self, submission: Submission) -> Snapshot:
+    def inspect(self, submission: Submission) -> Standing:
         """The request as it stands, while it goes on; without its sampler state."""
-        return self._snapshot(self.check_movable(submission.request_id), submission, None)
+        return self._standing(self.check_movable(submission.request_id), submission, None)
 
-    def park(self, submission: Submission) -> Parked | None:
+    def park(self, submission: Submission) -> Standing | None:
         """Take the request out of the batch, its blocks kept; None: tokens in flight, ask next
         step.
 
@@ -174,9 +183,7 @@ class EngineSeam:
         scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
         scheduler.reset_preempted_req_ids.add(request.request_id)
         (generator,) = set(self.workers("mig_generator", request.request_id))
-        snapshot = self._snapshot(request, submission, generator)
-        (blocks,) = self._kv.get_block_ids(request.request_id)
-        return Parked(request, snapshot, blocks[: self.blocks_for(snapshot.computed_tokens)])
+        return self._standing(request, submission, generator)
 
     def unpark(self, request_id: str) -> None:
         """Put a request back that `park` took out of the batch, as if nothing had happened.
@@ -196,8 +203,9 @@ class EngineSeam:
             request.status = RequestStatus.PREEMPTED
         self._enqueue(request)
 
-    def reserve(self, snapshot: Snapshot, keep_free: float) -> Reservation | Refused:
-        """Allocate blocks for the request; `keep_free` is the freeness that must remain.
+    def reserve(self, snapshot: Snapshot, tokens: int, keep_free: float) -> Reservation | Refused:
+        """Allocate blocks for the KV of `tokens` tokens; `keep_free` is the freeness that must
+        remain.
 
         A request put on a nearly full instance would be the next one preempted there, so it is
         refused unless the batch it joins can still make `keep_free` steps.
@@ -211,35 +219,57 @@ class EngineSeam:
             return Refused("the request is, or was a step ago, its own")
         request = self._decode(snapshot.submission)
         request.append_output_token_ids(list(snapshot.output_token_ids))
-        computed = snapshot.computed_tokens
-        # Blocks are allocated for what will have been computed at the source when it parks.
-        budget = self._scheduler.max_num_scheduled_tokens
-        growth = SLACK_TOKENS + (budget if computed < request.num_tokens - 1 else 0)
-        cover = min(computed + growth, self._kv.max_model_len) if computed else 0
-        after = self.blocks_free - self.blocks_for(max(cover, request.num_tokens))
-        if after <= keep_free * (running + 1):
-            return Refused(f"it has no room: {self.blocks_free} of {self.blocks_total} blocks free")
-        if not computed:
+        if not self._has_room(max(tokens, request.num_tokens), keep_free):
+            return self._no_room()
+        if not tokens:
             return Reservation(request, [], 0)
         hit, hit_tokens, _ = self._kv.get_computed_blocks(request)
-        hit_tokens = min(hit_tokens, computed) // self.block_size * self.block_size
+        hit_tokens = min(hit_tokens, snapshot.computed_tokens) // self.block_size * self.block_size
+        hit = self._kv.truncate_computed_blocks(hit, hit_tokens) if hit_tokens else None
+        if not self._allocate(request, tokens, hit, hit_tokens):
+            return self._no_room()
+        (blocks,) = self._kv.get_block_ids(request.request_id)
+        return Reservation(request, blocks, hit_tokens // self.block_size)
+
+    def extend(self, reservation: Reservation, tokens: int, keep_free: float) -> Refused | None:
+        """Hold blocks for `tokens` tokens, if they are not held yet."""
+        request, held = reservation.request, self.capacity(reservation)
+        if tokens <= held:
+            return None
+        if not self._has_room(tokens - held, keep_free):
+            return self._no_room()
+        request.num_computed_tokens = held
+        allocated = self._allocate(request, tokens)
+        request.num_computed_tokens = 0
+        if not allocated:
+            return self._no_room()
+        (reservation.block_ids,) = self._kv.get_block_ids(request.request_id)
+        return None
+
+    def _has_room(self, tokens: int, keep_free: float) -> bool:
+        running, _ = self.counts()
+        return self.blocks_free - self.blocks_for(tokens) > keep_free * (running + 1)
+
+    def _no_room(self) -> Refused:
+        return Refused(f"it has no room: {self.blocks_free} of {self.blocks_total} blocks free")
+
+    def _allocate(
+        self, request: Request, tokens: int, hit: Any = None, hit_tokens: int = 0
+    ) -> bool:
+        """Blocks up to `tokens` tokens, as if a KV connector were to fill them (moving.md, A4)."""
+        tokens = min(tokens, self._kv.max_model_len)
         allocated = self._kv.allocate_slots(
             request,
             0,
             num_new_computed_tokens=hit_tokens,
-            new_computed_blocks=self._kv.truncate_computed_blocks(hit, hit_tokens)
-            if hit_tokens
-            else None,
-            num_external_computed_tokens=cover - hit_tokens,
+            new_computed_blocks=hit,
+            num_external_computed_tokens=tokens - request.num_computed_tokens - hit_tokens,
             delay_cache_blocks=True,
             reserved_blocks=self._scheduler._inflight_prefill_reserved_blocks(),
-            has_scheduled_reqs=bool(running),
+            has_scheduled_reqs=bool(self.running()),
             skip_zeroing_group_ids=(0,),
         )
-        if allocated is None:
-            return Refused(f"it has no room: {self.blocks_free} of {self.blocks_total} blocks free")
-        (blocks,) = self._kv.get_block_ids(request.request_id)
-        return Reservation(request, blocks, hit_tokens // self.block_size)
+        return allocated is not None
 
     def capacity(self, reservation: Reservation) -> int:
         """Tokens whose KV the reserved blocks can hold."""
@@ -300,18 +330,29 @@ class EngineSeam:
         if 0 < request.num_computed_tokens < request.num_tokens - 1:
             self._scheduler._inflight_prefills.add(request)
 
-    def _snapshot(
+    def _standing(
         self, request: Request, submission: Submission, generator: bytes | None
-    ) -> Snapshot:
-        return Snapshot(
+    ) -> Standing:
+        # Under async scheduling what is in flight is neither computed nor told to anybody yet.
+        computed = request.num_computed_tokens - request.num_in_flight_tokens
+        snapshot = Snapshot(
             submission=submission,
             output_token_ids=tuple(request.output_token_ids),
-            computed_tokens=request.num_computed_tokens,
+            computed_tokens=computed,
             preemptions=request.num_preemptions,
             generator=generator,
             events=tuple((int(event.type), event.timestamp) for event in request.events),
         )
+        prefilling = computed < request.num_tokens - 1
+        growth = SLACK_TOKENS + (self._scheduler.max_num_scheduled_tokens if prefilling else 0)
+        (blocks,) = self._kv.get_block_ids(request.request_id)
+        return Standing(snapshot, blocks[: self.blocks_for(computed)], growth)
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the one worker lives in this process."""
+        return isinstance(self.core.model_executor, UniProcExecutor)
 
     def workers(self, method: str, *args: Any) -> list[Any]:
-        """Call a MigrationWorker method on every rank. Transfers may be called from any thread."""
+        """Call a MigrationWorker method on every rank."""
         return self.core.collective_rpc(method, args=args)

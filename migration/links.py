@@ -3,14 +3,18 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from migration.engine_seam import EngineSeam
-from migration.peer import Peer
+from migration.peer import Peer, StepThread
+
+T = TypeVar("T")
+
+POLL_S = 0.001
+"""How often a copy is asked whether it has ended."""
 
 logger = logging.getLogger("ray.serve.llumnix")
 
@@ -24,91 +28,102 @@ class _Link:
 class Links:
     """The data plane as the source and the destination use it.
 
-    Transfers block, so they run on threads of their own: the step thread goes on meanwhile.
+    Transfers block, so the workers run them on threads of their own: the steps go on meanwhile.
     """
 
-    def __init__(self, me: str, seam: EngineSeam, backend: str, threads: int) -> None:
+    def __init__(self, me: str, steps: StepThread, seam: EngineSeam, backend: str) -> None:
         self._me = me
+        self._steps = steps
         self._seam = seam
         self._backend = backend
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="kv-copy")
         self._links: dict[str, _Link] = {}
+        self._joined: dict[str, str] = {}
         self._names = itertools.count()
+        self._leaving: set[asyncio.Task[Any]] = set()
 
-    async def send(self, destination: str, peer: Peer, transfer: "Transfer") -> int:
-        """Send blocks while the peer receives them; answers the bytes. A failure drops the link.
+    async def send(
+        self,
+        destination: str,
+        peer: Peer,
+        block_ids: list[int],
+        deliver: Callable[[str], Awaitable[T]],
+    ) -> tuple[int, T]:
+        """Send blocks while `deliver(group)` has the peer receive them: the bytes, and its answer.
 
-        One transfer at a time for each destination: the pair keeps no tags.
+        One transfer at a time for each destination: the pair keeps no tags. A failure drops the
+        link, so that neither side waits for the other any longer.
         """
         link = self._links.setdefault(destination, _Link())
         async with link.lock:
-            group = await self._joined(link, destination, peer)
+            group = await self._connected(link, destination, peer)
             try:
-                sent, received = await asyncio.gather(
-                    self._blocking("mig_send", group, transfer.block_ids),
-                    peer.receive(
-                        transfer.migration_id, group, transfer.first, len(transfer.block_ids)
-                    ),
-                )
-                if sent != received:
-                    raise ConnectionError(f"sent {sent} bytes, {received} arrived")
-                return sent
+                return await asyncio.gather(self._job("mig_send", group, block_ids), deliver(group))
             except BaseException:
-                await self._drop(link)
+                link.group = None
+                self._leave(group)
                 raise
 
     async def warm(self, destination: str, peer: Peer) -> None:
         """Connect ahead of the first transfer, which would pay for it while its request waits."""
         link = self._links.setdefault(destination, _Link())
         async with link.lock:
-            await self._joined(link, destination, peer)
+            await self._connected(link, destination, peer)
 
     async def join(self, group: str) -> None:
-        """Be the receiving end of another instance's link."""
-        await self._blocking("mig_join", group, 1, self._backend)
+        """Be the receiving end of another instance's link, instead of an earlier one's."""
+        source, _, _ = group.rpartition("#")
+        if earlier := self._joined.pop(source, None):
+            self._leave(earlier)
+        self._joined[source] = group
+        await self._job("mig_join", group, 1, self._backend)
 
     async def receive(self, group: str, block_ids: list[int]) -> int:
         """Receive blocks into these; a failure leaves the group, which its source then remakes."""
         try:
-            return await self._blocking("mig_receive", group, block_ids)
+            return await self._job("mig_receive", group, block_ids)
         except BaseException:
-            await self._blocking("mig_leave", group)
+            self._leave(group)
             raise
 
-    async def _joined(self, link: _Link, destination: str, peer: Peer) -> str:
+    async def _connected(self, link: _Link, destination: str, peer: Peer) -> str:
         """The link's group, made if it is not there; under the link's lock."""
         if link.group is None:
-            link.group = await self._connect(destination, peer)
+            group = f"{self._me}>{destination}#{next(self._names)}"
+            try:
+                await asyncio.gather(
+                    self._job("mig_join", group, 0, self._backend), peer.connect(group)
+                )
+            except BaseException:
+                self._leave(group)
+                raise
+            link.group = group
+            logger.info("kv link %s up", group)
         return link.group
 
-    async def _connect(self, destination: str, peer: Peer) -> str:
-        group = f"{self._me}>{destination}#{next(self._names)}"
-        try:
-            await asyncio.gather(
-                self._blocking("mig_join", group, 0, self._backend), peer.connect(group)
-            )
-        except BaseException:
-            await self._blocking("mig_leave", group)
-            raise
-        logger.info("kv link %s up", group)
-        return group
+    def _leave(self, group: str) -> None:
+        """Without waiting for it: a request may be standing still meanwhile."""
+        logger.warning("kv link %s dropped", group)
+        leaving = asyncio.ensure_future(self._job("mig_leave", group))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._left)
 
-    async def _drop(self, link: _Link) -> None:
-        group, link.group = link.group, None
-        if group is not None:
-            logger.warning("kv link %s dropped", group)
-            await self._blocking("mig_leave", group)
+    def _left(self, leaving: asyncio.Task[Any]) -> None:
+        self._leaving.discard(leaving)
+        if not leaving.cancelled() and (error := leaving.exception()):
+            logger.warning("kv link not left cleanly: %s", error)
 
-    async def _blocking(self, method: str, *args: Any) -> Any:
-        call: Callable[[], list[Any]] = partial(self._seam.workers, method, *args)
-        results = await asyncio.get_running_loop().run_in_executor(self._threads, call)
-        return sum(results) if isinstance(results[0], int) else results[0]
+    async def _job(self, method: str, *args: Any) -> Any:
+        """Have every rank do it on a thread of its own; the bytes of all ranks, if there are any.
 
+        A copy is not stopped when nobody waits for it any more: it ends by itself.
+        """
+        job = f"{method}/{next(self._names)}"
+        await self._beside("mig_start", job, method, *args)
+        while None in (results := await self._beside("mig_poll", job)):
+            await asyncio.sleep(POLL_S)
+        return sum(results)
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """Blocks to send: the request's blocks from index `first` on, by their ids at the source."""
-
-    migration_id: str
-    first: int
-    block_ids: list[int]
+    async def _beside(self, method: str, *args: Any) -> list[Any]:
+        """Beside the steps where the worker lives in this process, else between two of them."""
+        call = partial(self._seam.workers, method, *args)
+        return call() if self._seam.in_process else await self._steps.run(call)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from migration.snapshot import Commit, Refused, Reserve, Reserved
+from migration.protocol.messages import Commit, Extend, Refused, Reserve, Reserved, Stage
 
 T = TypeVar("T")
 
@@ -19,10 +19,13 @@ class Peer(Protocol):
         """Join the pair group as its receiving end."""
 
     async def reserve(self, message: Reserve) -> Reserved | Refused:
-        """PRE-ALLOC."""
+        """PRE-ALLOC of the first stage."""
 
-    async def receive(self, migration_id: str, group: str, first: int, count: int) -> int:
-        """Take `count` blocks, from the request's block `first` on; answers the bytes received."""
+    async def extend(self, message: Extend) -> Reserved | Refused:
+        """PRE-ALLOC of a later stage."""
+
+    async def receive(self, message: Stage) -> int:
+        """Take the blocks of a stage; answers the bytes received."""
 
     async def commit(self, message: Commit) -> None:
         """Become the owner. Raises CannotMove where that did not, and will not, happen."""

@@ -1,6 +1,6 @@
-"""A request as it can be continued elsewhere, and the messages of a move."""
+"""A request as it can be continued elsewhere, and the record of a move."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -43,47 +43,17 @@ class Snapshot:
         """Prompt and output tokens so far."""
         return self.submission.prompt_tokens + len(self.output_token_ids)
 
-
-@dataclass(frozen=True, slots=True)
-class Reserve:
-    """Source -> destination (PRE-ALLOC): hold blocks for `snapshot`, which goes on decoding."""
-
-    migration_id: str
-    source: str
-    snapshot: Snapshot
-
-
-@dataclass(frozen=True, slots=True)
-class Reserved:
-    """Destination -> source (ACK): blocks are held for `capacity` tokens of KV.
-
-    The destination has the first `cached_blocks` in its prefix cache: they need not be sent.
-    """
-
-    capacity: int
-    cached_blocks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Destination -> source: no, and why. Nothing was changed."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """Source -> destination: the last bytes are in place, the request is yours."""
-
-    migration_id: str
-    snapshot: Snapshot
+    def without_kv(self) -> "Snapshot":
+        """The same, but for the destination to compute the KV again."""
+        return replace(self, computed_tokens=0)
 
 
 class MigrationRecord(msgspec.Struct, frozen=True):
     """How one attempt to move a request went; shown by the admin API.
 
     `outcome`: completed | refused | aborted; `detail` says why where it did not complete.
-    `downtime_ms`: from parking at the source to the destination's commit.
+    `stages` counts copies of KV blocks, the last one included. `downtime_ms`: from parking at the
+    source to the destination's commit.
     """
 
     request_id: str

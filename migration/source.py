@@ -1,72 +1,51 @@
-"""The source's side: one attempt to move one request, by the ownership rule of design.md §4.
-
-At every instant exactly one instance owns the request, and until COMMIT is acknowledged that is
-this one, with the request's blocks intact. Whatever fails before, it goes on here as if nothing
-happened.
-"""
+"""Moves requests out: carries out what `migration.protocol.source` says, one attempt at a time."""
 
 import asyncio
 import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from migration.engine_seam import EngineSeam, Parked
-from migration.links import Links, Transfer
+from migration.engine_seam import EngineSeam
+from migration.links import Links
 from migration.ownership import Outcome, Owned
 from migration.peer import Peer, StepThread
-from migration.snapshot import CannotMove, Commit, MigrationRecord, Refused, Reserve, Reserved
+from migration.protocol import source as protocol
+from migration.protocol.messages import Commit, Extend, Reserve, Stage
+from migration.protocol.timing import SETTLE_PAUSE_S, SETTLE_TRIES
+from migration.snapshot import CannotMove, MigrationRecord, Submission
 
+T = TypeVar("T")
 Reason = Literal["admin", "balance", "drain"]
-
-SETTLE_TRIES = 3
-"""How often a destination that did not answer COMMIT is asked what became of it."""
-
-SETTLE_PAUSE_S = 0.1
 
 logger = logging.getLogger("ray.serve.llumnix")
 
 
-class _RefusedMove(CannotMove):
-    """The destination does not take the request; it was not even parked."""
-
-
 @dataclass(slots=True)
 class _Attempt:
-    """What has been done so far, for the record."""
+    """One move under way: what the machine does not know."""
 
     migration_id: str
     owned: Owned
-    source: str
     destination: str
     peer: Peer
-    reason: Reason
-    stages: int = 0
+    block_ids: list[int] = field(default_factory=list)
     blocks: int = 0
     bytes: int = 0
+    parked_at: float = 0.0
     downtime_s: float = 0.0
 
-    def record(self, outcome: str, detail: str = "") -> MigrationRecord:
-        return MigrationRecord(
-            request_id=self.owned.submission.request_id,
-            source=self.source,
-            destination=self.destination,
-            reason=self.reason,
-            outcome=outcome,
-            detail=detail,
-            stages=self.stages,
-            blocks=self.blocks,
-            bytes=self.bytes,
-            downtime_ms=round(self.downtime_s * 1e3, 3),
-        )
+    @property
+    def submission(self) -> Submission:
+        return self.owned.submission
 
 
 class MigrateOut:
-    """Moves requests to other instances."""
+    """Moves requests to other instances. `timeout_s` bounds each wait for the other side."""
 
     def __init__(
         self,
@@ -76,6 +55,7 @@ class MigrateOut:
         links: Links,
         peer: Callable[[str], Peer],
         timeout_s: float,
+        max_stages: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._me = me
@@ -84,143 +64,158 @@ class MigrateOut:
         self._links = links
         self._peer = peer
         self._timeout_s = timeout_s
+        self._max_stages = max_stages
         self._clock = clock
         self._ids = itertools.count()
 
     async def move(self, owned: Owned, destination: str, reason: Reason) -> MigrationRecord:
         """Try once to move `owned`. Never raises: the record says how it went."""
-        rid = owned.submission.request_id
         attempt = _Attempt(
-            migration_id=f"{self._me}/{next(self._ids)}",
-            owned=owned,
-            source=self._me,
-            destination=destination,
-            peer=self._peer(destination),
-            reason=reason,
+            f"{self._me}/{next(self._ids)}", owned, destination, self._peer(destination)
         )
+        machine = protocol.Source(self._seam.block_size, self._max_stages)
         owned.migrating = True
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._links.warm(destination, attempt.peer)
-                reserved = await self._reserve(attempt)
-            await self._hand_over(attempt, reserved)
-            record = attempt.record("completed")
-        except _RefusedMove as error:
-            record = attempt.record("refused", str(error))
-        except Exception as error:  # whatever the other side raises, the request goes on here
-            record = attempt.record("aborted", str(error) or type(error).__name__)
+            end = await self._run(machine, attempt)
         finally:
             owned.migrating = owned.committing = False
+        record = MigrationRecord(
+            request_id=attempt.submission.request_id,
+            source=self._me,
+            destination=destination,
+            reason=reason,
+            outcome=end.outcome,
+            detail=end.detail,
+            stages=machine.stages,
+            blocks=attempt.blocks,
+            bytes=attempt.bytes,
+            downtime_ms=round(attempt.downtime_s * 1e3, 3),
+            recomputed_tokens=machine.recomputed_tokens,
+        )
         logger.info(
-            "migration of %s from %s to %s (%s): %s %s blocks=%d downtime_ms=%.1f",
-            rid, self._me, destination, reason, record.outcome, record.detail,
-            record.blocks, record.downtime_ms,
+            "migration of %s from %s to %s (%s): %s %s stages=%d blocks=%d downtime_ms=%.1f",
+            record.request_id, self._me, destination, reason, record.outcome, record.detail,
+            record.stages, record.blocks, record.downtime_ms,
         )  # fmt: skip
         return record
 
-    async def _reserve(self, attempt: _Attempt) -> Reserved:
-        submission = attempt.owned.submission
-        snapshot = await self._steps.run(partial(self._seam.inspect, submission))
-        try:
-            answer = await attempt.peer.reserve(Reserve(attempt.migration_id, self._me, snapshot))
-        except BaseException:
-            await self._cancel(attempt)  # it may hold blocks for us
-            raise
-        if isinstance(answer, Refused):
-            raise _RefusedMove(f"{attempt.destination} refuses: {answer.reason}")
-        return answer
+    async def _run(self, machine: protocol.Source, attempt: _Attempt) -> protocol.End:
+        action = machine.start()
+        while not isinstance(action, protocol.End):
+            event = await self._outcome_of(action, attempt)
+            # No await from here to the next action: an abort comes before or after, not between.
+            machine.client_gone = attempt.owned.aborted
+            action = machine.on(event)
+            attempt.owned.committing = machine.committing
+        return action
 
-    async def _hand_over(self, attempt: _Attempt, reserved: Reserved) -> None:
-        """Park, copy, commit; on any failure before COMMIT's answer, cancel and unpark."""
-        started = self._clock()
+    async def _outcome_of(self, action: protocol.Action, attempt: _Attempt) -> protocol.Event:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                parked = await self._park(attempt)
-                started = self._clock()
-                await self._copy(attempt, parked, reserved)
-                self._point_of_no_return(attempt)
-        except BaseException:
-            await self._give_up(attempt)
-            raise
-        if not await self._commit(attempt, parked):
-            attempt.owned.committing = False
-            await self._give_up(attempt)
-            if attempt.owned.aborted:
-                await self._pass_on_abort(attempt)
-            raise CannotMove("the destination did not commit")
-        attempt.downtime_s = self._clock() - started
-        await self._steps.run(partial(self._seam.drop, attempt.owned.submission.request_id))
-        if attempt.owned.aborted:
-            await self._pass_on_abort(attempt)
-        attempt.owned.leave(Outcome("moved", attempt.destination))
+            return await self._perform(action, attempt)
+        except Exception as error:  # whatever the other side raises, the request goes on somewhere
+            if isinstance(action, protocol.SendCommit) and not isinstance(error, CannotMove):
+                return protocol.Silence()
+            return protocol.Failed(str(error) or type(error).__name__)
 
-    async def _park(self, attempt: _Attempt) -> Parked:
-        submission = attempt.owned.submission
+    async def _perform(self, action: protocol.Action, attempt: _Attempt) -> protocol.Event:
+        peer = attempt.peer
+        match action:
+            case protocol.Connect():
+                await self._in_time(self._links.warm(attempt.destination, peer))
+            case protocol.Inspect():
+                return await self._in_time(self._inspect(attempt))
+            case protocol.AskReserve(snapshot, tokens):
+                message = Reserve(attempt.migration_id, self._me, snapshot, tokens)
+                return await self._in_time(peer.reserve(message))
+            case protocol.AskExtend(tokens):
+                return await self._in_time(peer.extend(Extend(attempt.migration_id, tokens)))
+            case protocol.Copy(first, count):
+                await self._in_time(self._copy(attempt, first, count))
+            case protocol.Park():
+                return await self._in_time(self._park(attempt))
+            case protocol.SendCommit():
+                return await self._in_time(self._commit(attempt, action))
+            case protocol.Settle():
+                return await self._settle(attempt)
+            case protocol.Unpark():
+                await self._steps.run(partial(self._seam.unpark, attempt.submission.request_id))
+            case protocol.Cancel():
+                await self._in_time(peer.cancel(attempt.migration_id))
+            case protocol.Release():
+                await self._steps.run(partial(self._seam.drop, attempt.submission.request_id))
+                if not attempt.owned.aborted:
+                    attempt.owned.leave(Outcome("moved", attempt.destination))
+            case protocol.ForwardAbort():
+                await self._forward_abort(attempt)
+        return protocol.Done()
+
+    async def _in_time(self, waiting: Coroutine[Any, Any, T]) -> T:
+        async with asyncio.timeout(self._timeout_s):
+            return await waiting
+
+    async def _inspect(self, attempt: _Attempt) -> protocol.Inspected:
+        standing = await self._steps.run(partial(self._seam.inspect, attempt.submission))
+        attempt.block_ids = standing.block_ids
+        return protocol.Inspected(standing.snapshot, standing.growth)
+
+    async def _copy(self, attempt: _Attempt, first: int, count: int) -> None:
+        def deliver(group: str) -> Awaitable[int]:
+            return attempt.peer.receive(Stage(attempt.migration_id, group, first, count))
+
+        block_ids = attempt.block_ids[first : first + count]
+        sent, received = await self._links.send(
+            attempt.destination, attempt.peer, block_ids, deliver
+        )
+        if sent != received:
+            raise ConnectionError(f"sent {sent} bytes, {received} arrived")
+        attempt.blocks += count
+        attempt.bytes += sent
+
+    async def _park(self, attempt: _Attempt) -> protocol.Parked:
         while True:
             # Under async scheduling tokens may be in flight: they land with the next steps.
-            parked = await self._steps.run(partial(self._seam.park, submission))
-            if parked is not None:
-                return parked
+            standing = await self._steps.run(partial(self._seam.park, attempt.submission))
+            if standing is not None:
+                attempt.parked_at = self._clock()
+                attempt.block_ids = standing.block_ids
+                return protocol.Parked(standing.snapshot)
 
-    async def _copy(self, attempt: _Attempt, parked: Parked, reserved: Reserved) -> None:
-        if parked.snapshot.computed_tokens > reserved.capacity:
-            raise CannotMove("it outgrew the blocks reserved for it")
-        attempt.stages = 1
-        block_ids = parked.block_ids[reserved.cached_blocks :]
+    async def _commit(self, attempt: _Attempt, action: protocol.SendCommit) -> protocol.Event:
+        """COMMIT goes along with the last blocks: one round trip while the request stands still."""
+        used = self._seam.blocks_for(action.snapshot.computed_tokens)
+        block_ids = attempt.block_ids[action.first : used]
+
+        def deliver(group: str) -> Awaitable[None]:
+            last = Stage(attempt.migration_id, group, action.first, len(block_ids))
+            return attempt.peer.commit(Commit(attempt.migration_id, action.snapshot, last))
+
         if block_ids:
-            transfer = Transfer(attempt.migration_id, reserved.cached_blocks, block_ids)
-            attempt.bytes += await self._links.send(attempt.destination, attempt.peer, transfer)
+            sent, _ = await self._links.send(attempt.destination, attempt.peer, block_ids, deliver)
             attempt.blocks += len(block_ids)
+            attempt.bytes += sent
+        else:
+            await attempt.peer.commit(Commit(attempt.migration_id, action.snapshot, None))
+        return self._committed(attempt)
 
-    def _point_of_no_return(self, attempt: _Attempt) -> None:
-        """From here on an abort must follow the request to its new owner."""
-        if attempt.owned.aborted:
-            raise CannotMove("its client went away")
-        attempt.owned.committing = True
-
-    async def _commit(self, attempt: _Attempt, parked: Parked) -> bool:
-        """Whether the destination owns the request now. An unanswered COMMIT is asked about."""
+    async def _settle(self, attempt: _Attempt) -> protocol.Event:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await attempt.peer.commit(Commit(attempt.migration_id, parked.snapshot))
-            return True
-        except CannotMove as error:
-            logger.warning("commit refused by %s: %s", attempt.destination, error)
-            return False
+            async with asyncio.timeout(self._timeout_s / SETTLE_TRIES):
+                given_up = await attempt.peer.cancel(attempt.migration_id)
         except Exception:
-            return await self._settle(attempt)
-
-    async def _settle(self, attempt: _Attempt) -> bool:
-        """COMMIT's answer is lost: fence it by a cancel, whose answer says which came first.
-
-        A destination that stays silent is taken for dead. Should it have committed after all, the
-        ingress drops its duplicate tokens, and it drops the request that nobody asks it for.
-        """
-        for _ in range(SETTLE_TRIES):
-            # "Lost" may be said of a replica that only cannot be reached: ask that one again too.
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(self._timeout_s / SETTLE_TRIES):
-                    return not await attempt.peer.cancel(attempt.migration_id)
+            # "Lost" may be said of a replica that only cannot be reached: it is asked again too.
             await asyncio.sleep(SETTLE_PAUSE_S)
-        return False
+            return protocol.Silence()
+        if given_up:
+            return protocol.Failed("the destination did not commit")
+        return self._committed(attempt)
 
-    async def _give_up(self, attempt: _Attempt) -> None:
-        """Go on here: first of all the request, then tell the destination, as far as it listens.
+    def _committed(self, attempt: _Attempt) -> protocol.Committed:
+        attempt.downtime_s = self._clock() - attempt.parked_at
+        return protocol.Committed()
 
-        Unparked by its id: a `park` whose answer nobody waited for may still have happened.
-        """
-        await self._steps.run(partial(self._seam.unpark, attempt.owned.submission.request_id))
-        await self._cancel(attempt)
-
-    async def _cancel(self, attempt: _Attempt) -> None:
-        with contextlib.suppress(Exception):  # its lease ends there by itself
-            async with asyncio.timeout(self._timeout_s):
-                await attempt.peer.cancel(attempt.migration_id)
-
-    async def _pass_on_abort(self, attempt: _Attempt) -> None:
-        rid = attempt.owned.submission.request_id
-        await self._steps.run(partial(self._seam.drop, rid))
+    async def _forward_abort(self, attempt: _Attempt) -> None:
+        request_id = attempt.submission.request_id
+        await self._steps.run(partial(self._seam.drop, request_id))
         with contextlib.suppress(Exception):  # nobody is attached there: it drops it by itself
-            async with asyncio.timeout(self._timeout_s):
-                await attempt.peer.abort(rid)
+            await self._in_time(attempt.peer.abort(request_id))
         attempt.owned.leave(Outcome("aborted"))

@@ -5,6 +5,10 @@ replica process and the ranks of a distributed executor. Transfers only touch bl
 else writes, so they may run beside the step thread; the rest runs between two steps.
 """
 
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 2 << 20
 """Few, large operations: each one takes the GIL from the step thread once (moving.md, H)."""
 
+JOBS_REMEMBERED = 256
+"""Far more than can be under way; a result is asked for within milliseconds."""
+
 
 class MigrationWorker:
     """Methods called by `collective_rpc`; `mig_` keeps them apart from vLLM's own."""
@@ -25,37 +32,60 @@ class MigrationWorker:
     model_runner: Any
     rank: int
 
-    def mig_prepare(self) -> None:
-        """Once, after the engine came up."""
+    def mig_prepare(self, threads: int) -> None:
+        """Once, after the engine came up. `threads`: most transfers and joins at once."""
+        self._mig_threads = ThreadPoolExecutor(threads, thread_name_prefix="kv-copy")
+        self._mig_jobs: OrderedDict[str, Future[int]] = OrderedDict()
         if self._mig_kv()[0].device.type == "cpu":
             hide_generators_of_unfinished_prefills(self.model_runner)
 
-    def mig_join(self, group: str, rank: int, backend: str) -> None:
+    def mig_start(self, job: str, method: str, *args: Any) -> None:
+        """Begin `mig_join`, `mig_leave`, `mig_send` or `mig_receive` on a thread, and return.
+
+        So the steps go on while it blocks, also in a worker process that can do only one call of
+        its executor at a time.
+        """
+        self._mig_jobs[job] = self._mig_threads.submit(getattr(self, method), *args)
+        while len(self._mig_jobs) > JOBS_REMEMBERED:
+            self._mig_jobs.popitem(last=False)
+
+    def mig_poll(self, job: str) -> int | None:
+        """The result of a job, or None while it runs. Raises what it raised."""
+        future = self._mig_jobs[job]
+        return future.result() if future.done() else None
+
+    def mig_join(self, group: str, rank: int, backend: str) -> int:
         """Join the pair group with the worker of the same rank on the other instance."""
         device = self._mig_kv()[0].device
         transport.join(self._mig_group(group), rank, transport.backend_for(device, backend))
+        return 0
 
-    def mig_leave(self, group: str) -> None:
+    def mig_leave(self, group: str) -> int:
         """Leave the pair group, if it was joined."""
         transport.leave(self._mig_group(group))
+        return 0
 
     def mig_send(self, group: str, block_ids: list[int]) -> int:
         """Send these KV blocks of every layer, in order. Returns the bytes sent."""
         sent = 0
-        for ids in self._mig_chunks(block_ids):
-            packed = torch.stack([kv.index_select(self._mig_dim(), ids) for kv in self._mig_kv()])
-            transport.send(self._mig_group(group), packed)
-            sent += packed.nbytes
+        with self._mig_side_stream():
+            for ids in self._mig_chunks(block_ids):
+                packed = torch.stack(
+                    [kv.index_select(self._mig_dim(), ids) for kv in self._mig_kv()]
+                )
+                transport.send(self._mig_group(group), packed)
+                sent += packed.nbytes
         return sent
 
     def mig_receive(self, group: str, block_ids: list[int]) -> int:
         """Receive KV blocks of every layer into these. Returns the bytes received."""
         received = 0
-        for ids in self._mig_chunks(block_ids):
-            packed = self._mig_buffer(len(ids))
-            transport.receive(self._mig_group(group), packed)
-            self._mig_write(ids, packed)
-            received += packed.nbytes
+        with self._mig_side_stream():
+            for ids in self._mig_chunks(block_ids):
+                packed = self._mig_buffer(len(ids))
+                transport.receive(self._mig_group(group), packed)
+                self._mig_write(ids, packed)
+                received += packed.nbytes
         return received
 
     def mig_generator(self, request_id: str) -> bytes | None:
@@ -97,6 +127,23 @@ class MigrationWorker:
             output_token_ids=list(outputs),
             lora_request=new.lora_request,
         )
+
+    @contextmanager
+    def _mig_side_stream(self) -> Iterator[None]:
+        """On a GPU: a stream apart from the model's, which does not wait for the copy.
+
+        Steps in flight may still use what the blocks held before, so the copy waits for those; and
+        its caller for the copy, before it says that the bytes are in place. Both waits block the
+        copy's thread alone.
+        """
+        device = self._mig_kv()[0].device
+        if device.type != "cuda":
+            yield
+            return
+        torch.cuda.synchronize(device)
+        with torch.cuda.stream(torch.cuda.Stream(device)) as _:
+            yield
+            torch.cuda.current_stream(device).synchronize()
 
     def _mig_write(self, ids: torch.Tensor, packed: torch.Tensor) -> None:
         for kv, blocks in zip(self._mig_kv(), packed, strict=True):

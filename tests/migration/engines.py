@@ -12,7 +12,8 @@ from vllm.v1.serial_utils import MsgpackEncoder
 from app.config import ModelConfig
 from deployments import engine_config
 from migration.engine_seam import EngineSeam, Reservation
-from migration.snapshot import Refused, Submission
+from migration.protocol.messages import Refused
+from migration.snapshot import Submission
 
 ENGINE = {
     "dtype": "float32",
@@ -41,7 +42,7 @@ class Engine:
     def __init__(self, model: str) -> None:
         config = ModelConfig(model_id="tiny", model_source=model, engine_kwargs=ENGINE)
         vllm_config = engine_config.build(config, "migration.worker.MigrationWorker")
-        self.core = engine_config.start(vllm_config)
+        self.core = engine_config.start(vllm_config, transfers=1)
         self.seam = EngineSeam(self.core, self)
         self.outputs: dict[str, list[EngineCoreOutput]] = defaultdict(list)
 
@@ -123,7 +124,11 @@ def submission(prompt: list[int], **sampling: Any) -> Submission:
 
 def reserve(source: Engine, destination: Engine, request: Submission) -> Reservation:
     """A reservation that must succeed."""
-    answer = destination.seam.reserve(source.seam.inspect(request), keep_free=0)
+    standing = source.seam.inspect(request)
+    tokens = (
+        standing.snapshot.computed_tokens and standing.snapshot.computed_tokens + standing.growth
+    )
+    answer = destination.seam.reserve(standing.snapshot, tokens, keep_free=0)
     assert not isinstance(answer, Refused), answer.reason
     return answer
 

@@ -1,25 +1,17 @@
 """Two instances reduced to what the protocol of a move sees of them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
 from migration.destination import Limits, MigrateIn
-from migration.engine_seam import Parked, Reservation
-from migration.links import Transfer
+from migration.engine_seam import Reservation, Standing
 from migration.ownership import Outcome, Owned
 from migration.peer import Peer
-from migration.snapshot import (
-    Commit,
-    Refused,
-    Reserve,
-    Reserved,
-    Snapshot,
-    Submission,
-    UnknownRequest,
-)
+from migration.protocol.messages import Commit, Extend, Refused, Reserve, Reserved, Stage
+from migration.snapshot import Snapshot, Submission, UnknownRequest
 from migration.source import MigrateOut
 
 BLOCK = 16
@@ -102,6 +94,8 @@ class Steps:
 class Seam:
     """An engine reduced to who runs, who is parked, and whose blocks are reserved."""
 
+    block_size = BLOCK
+
     def __init__(self, *running: str) -> None:
         self.running = set(running)
         self.parked: set[str] = set()
@@ -112,6 +106,8 @@ class Seam:
         self.refusal: str | None = None
         self.steps_in_flight = 0
         self.computed_tokens = 40
+        self.preemptions = 0
+        self.growth = 8
         self.cached_blocks = 0
         self.reserved_blocks = 4
         self.compiling: Future[Any] | None = None
@@ -120,12 +116,15 @@ class Seam:
     def owns(self, request_id: str) -> bool:
         return request_id in self.running | self.parked | self.out_of_batch
 
-    def inspect(self, submission: Submission) -> Snapshot:
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // BLOCK)
+
+    def inspect(self, submission: Submission) -> Standing:
         self._called("inspect")
         self._require(submission)
-        return self._snapshot(submission)
+        return self._standing(submission)
 
-    def park(self, submission: Submission) -> Parked | None:
+    def park(self, submission: Submission) -> Standing | None:
         self._called("park")
         self._require(submission)
         request_id = submission.request_id
@@ -136,15 +135,11 @@ class Seam:
             return None
         self.out_of_batch.discard(request_id)
         self.parked.add(request_id)
-        snapshot = self._snapshot(submission)
-        blocks = list(range(100, 100 - -snapshot.computed_tokens // BLOCK))
-        return Parked(SimpleNamespace(request_id=request_id), snapshot, blocks)  # type: ignore[arg-type]
+        return self._standing(submission)
 
-    def unpark(self, parked: Parked | Submission | str) -> None:
-        """By whatever names the request; one that is in the batch stays there."""
+    def unpark(self, request_id: str) -> None:
+        """A request that is in the batch stays there."""
         self._called("unpark")
-        named = getattr(parked, "request", parked)
-        request_id = getattr(named, "request_id", named)
         if self.owns(request_id):
             self.parked.discard(request_id)
             self.out_of_batch.discard(request_id)
@@ -155,7 +150,7 @@ class Seam:
         for requests in (self.running, self.parked, self.out_of_batch):
             requests.discard(request_id)
 
-    def reserve(self, snapshot: Snapshot, keep_free: float) -> Reservation | Refused:
+    def reserve(self, snapshot: Snapshot, tokens: int, keep_free: float) -> Reservation | Refused:
         self._called("reserve")
         if self.refusal is not None:
             return Refused(self.refusal)
@@ -164,6 +159,14 @@ class Seam:
         reservation = Reservation(request, blocks, self.cached_blocks)  # type: ignore[arg-type]
         self.reserved.append(reservation)
         return reservation
+
+    def extend(self, reservation: Reservation, tokens: int, keep_free: float) -> Refused | None:
+        self._called("extend")
+        assert reservation in self.reserved, "extended what was given back"
+        if self.refusal is not None:
+            return Refused(self.refusal)
+        reservation.block_ids = list(range(self.blocks_for(tokens)))
+        return None
 
     def capacity(self, reservation: Reservation) -> int:
         return len(reservation.block_ids) * BLOCK
@@ -197,15 +200,17 @@ class Seam:
         if not self.owns(submission.request_id):
             raise UnknownRequest("the request has finished")
 
-    def _snapshot(self, submission: Submission) -> Snapshot:
-        return Snapshot(submission, (1, 2, 3), self.computed_tokens)
+    def _standing(self, submission: Submission) -> Standing:
+        snapshot = Snapshot(submission, (1, 2, 3), self.computed_tokens, self.preemptions)
+        blocks = list(range(100, 100 + self.blocks_for(self.computed_tokens)))
+        return Standing(snapshot, blocks, self.growth)
 
 
 class SourceLinks:
     """The data plane at the source, without data: every block has one byte."""
 
     def __init__(self) -> None:
-        self.sent: list[Transfer] = []
+        self.sent: list[list[int]] = []
         self._connected: set[str] = set()
 
     async def warm(self, destination: str, peer: Peer) -> None:
@@ -213,11 +218,15 @@ class SourceLinks:
             await peer.connect(f"to {destination}")
             self._connected.add(destination)
 
-    async def send(self, destination: str, peer: Peer, transfer: Transfer) -> int:
-        self.sent.append(transfer)
-        return await peer.receive(
-            transfer.migration_id, f"to {destination}", transfer.first, len(transfer.block_ids)
-        )
+    async def send(
+        self,
+        destination: str,
+        peer: Peer,
+        block_ids: list[int],
+        deliver: Callable[[str], Awaitable[Any]],
+    ) -> tuple[int, Any]:
+        self.sent.append(block_ids)
+        return len(block_ids), await deliver(f"to {destination}")
 
 
 class DestinationLinks:
@@ -259,8 +268,11 @@ class PeerFake:
     async def reserve(self, message: Reserve) -> Reserved | Refused:
         return await self._message("reserve", self.answer, message)
 
-    async def receive(self, migration_id: str, group: str, first: int, count: int) -> int:
-        return await self._message("receive", count, migration_id, group, first, count)
+    async def extend(self, message: Extend) -> Reserved | Refused:
+        return await self._message("extend", self.answer, message)
+
+    async def receive(self, message: Stage) -> int:
+        return await self._message("receive", message.count, message)
 
     async def commit(self, message: Commit) -> None:
         await self._message("commit", None, message)
@@ -276,7 +288,7 @@ class PeerFake:
     async def _message(self, name: str, answer: Any, *args: Any) -> Any:
         self.calls.append(name)
         await self._meet(self.before.get(name))
-        if self._incoming is not None and name in ("reserve", "receive", "commit", "cancel"):
+        if self._incoming is not None and name not in ("connect", "abort"):
             answer = await getattr(self._incoming, name)(*args)
         await self._meet(self.after.get(name))
         return answer
@@ -292,7 +304,9 @@ class PeerFake:
 class Source:
     """An instance that runs "r1", and a destination that is scripted or real."""
 
-    def __init__(self, timeout_s: float = TIMEOUT_S, peer: PeerFake | None = None) -> None:
+    def __init__(
+        self, timeout_s: float = TIMEOUT_S, peer: PeerFake | None = None, max_stages: int = 8
+    ) -> None:
         self.seam = Seam("r1")
         self.steps = Steps()
         self.links = SourceLinks()
@@ -305,6 +319,7 @@ class Source:
             self.links,  # type: ignore[arg-type]
             lambda _: self.peer,
             timeout_s,
+            max_stages,
         )
 
     def move(self) -> Any:
@@ -346,8 +361,16 @@ class Destination:
 
 
 def reserve(migration_id: str = "m1", request_id: str = "r1") -> Reserve:
-    return Reserve(migration_id, "source", Snapshot(submission(request_id), (1,), 40))
+    """From a source of its own for each move: a pair has one at a time."""
+    return Reserve(
+        migration_id, f"source of {migration_id}", Snapshot(submission(request_id), (1,), 40), 48
+    )
 
 
 def commit(migration_id: str = "m1", request_id: str = "r1") -> Commit:
-    return Commit(migration_id, Snapshot(submission(request_id), (1, 2, 3), 42))
+    """One without blocks: all were sent before."""
+    return Commit(migration_id, Snapshot(submission(request_id), (1, 2, 3), 42), None)
+
+
+def stage(first: int, count: int, migration_id: str = "m1") -> Stage:
+    return Stage(migration_id, "g", first, count)

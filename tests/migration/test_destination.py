@@ -2,10 +2,12 @@
 
 import asyncio
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 
-from migration.snapshot import CannotMove, Refused, Reserved
+from migration.protocol.messages import Extend, Refused, Reserved
+from migration.snapshot import CannotMove
 from tests.migration.fakes import (
     BLOCK,
     SHORT_S,
@@ -15,6 +17,7 @@ from tests.migration.fakes import (
     commit,
     let_others_run,
     reserve,
+    stage,
 )
 
 
@@ -106,7 +109,7 @@ async def test_a_second_move_of_a_request_that_is_reserved_already_is_refused():
 async def test_a_second_move_of_a_request_whose_blocks_are_still_written_to_is_refused():
     destination = await reserved()
     copy = destination.links.copy = Hold()
-    receiving = asyncio.create_task(destination.incoming.receive("m1", "g", 0, 2))
+    receiving = asyncio.create_task(destination.incoming.receive(stage(0, 2)))
     await copy.reached.wait()
     cancelling = asyncio.create_task(destination.incoming.cancel("m1"))
     await let_others_run()
@@ -127,21 +130,21 @@ async def test_a_second_move_of_a_request_that_is_being_reserved_is_refused():
 
 async def test_blocks_are_received_into_those_reserved_from_the_first_one_on():
     destination = await reserved()
-    assert await destination.incoming.receive("m1", "g", 1, 2) == 2
+    assert await destination.incoming.receive(stage(1, 2)) == 2
     assert destination.links.received == [[1, 2]]
 
 
 async def test_more_blocks_than_are_reserved_are_not_taken():
     destination = await reserved()
     with pytest.raises(CannotMove, match="reserved"):
-        await destination.incoming.receive("m1", "g", 3, 2)
+        await destination.incoming.receive(stage(3, 2))
     assert destination.links.received == []
 
 
 @pytest.mark.parametrize("message", ["receive", "commit"])
 async def test_a_move_that_was_never_reserved_is_unknown(message):
     incoming = Destination().incoming
-    calls = {"receive": lambda: incoming.receive("m1", "g", 0, 1)}
+    calls = {"receive": lambda: incoming.receive(stage(0, 1))}
     calls["commit"] = lambda: incoming.commit(commit())
     with pytest.raises(CannotMove, match="knows nothing"):
         await calls[message]()
@@ -289,7 +292,7 @@ async def test_a_failed_install_disowns_the_request_and_gives_its_blocks_back():
 async def test_a_cancelled_receive_gives_blocks_back_only_when_the_copy_has_ended():
     destination = await reserved()
     copy = destination.links.copy = Hold()
-    receiving = asyncio.create_task(destination.incoming.receive("m1", "g", 0, 2))
+    receiving = asyncio.create_task(destination.incoming.receive(stage(0, 2)))
     await copy.reached.wait()
     cancelling = asyncio.create_task(destination.incoming.cancel("m1"))
     await let_others_run()
@@ -303,7 +306,7 @@ async def test_a_cancelled_receive_gives_blocks_back_only_when_the_copy_has_ende
 async def test_a_source_that_hangs_up_during_a_receive_does_not_stop_the_copy():
     destination = await reserved()
     copy = destination.links.copy = Hold()
-    receiving = asyncio.create_task(destination.incoming.receive("m1", "g", 0, 2))
+    receiving = asyncio.create_task(destination.incoming.receive(stage(0, 2)))
     await copy.reached.wait()
     receiving.cancel()
     await asyncio.gather(receiving, return_exceptions=True)
@@ -312,14 +315,15 @@ async def test_a_source_that_hangs_up_during_a_receive_does_not_stop_the_copy():
     await let_others_run()
     assert len(destination.seam.reserved) == 1
     copy.release()
-    await expiring
+    await asyncio.gather(expiring, let_others_run())
+    await destination.incoming.expire()
     assert destination.seam.reserved == []
 
 
 async def test_a_caller_that_gives_up_on_cancel_does_not_stop_the_giving_back():
     destination = await reserved()
     copy = destination.links.copy = Hold()
-    receiving = asyncio.create_task(destination.incoming.receive("m1", "g", 0, 2))
+    receiving = asyncio.create_task(destination.incoming.receive(stage(0, 2)))
     await copy.reached.wait()
     cancelling = asyncio.create_task(destination.incoming.cancel("m1"))
     await let_others_run()
@@ -334,54 +338,144 @@ async def test_blocks_are_given_back_after_a_receive_that_failed():
     destination = await reserved()
     destination.links.error = ConnectionError("reset")
     with pytest.raises(ConnectionError):
-        await destination.incoming.receive("m1", "g", 0, 2)
+        await destination.incoming.receive(stage(0, 2))
     assert await destination.incoming.cancel("m1") is True
     assert destination.seam.reserved == []
 
 
-async def test_the_grammar_is_waited_for_before_the_install():
-    destination = await reserved()
+async def test_a_grammar_is_compiled_before_the_blocks_are_granted():
+    destination = Destination()
     destination.seam.compiling = Future()
-    committing = asyncio.create_task(destination.incoming.commit(commit()))
+    reserving = asyncio.create_task(destination.incoming.reserve(reserve()))
     await let_others_run()
-    assert "install" not in destination.seam.calls
+    assert not reserving.done()
     destination.seam.compiling.set_result(None)
+    assert isinstance(await reserving, Reserved)
+
+
+async def test_a_grammar_that_takes_too_long_is_a_refusal():
+    destination = Destination(timeout_s=SHORT_S)
+    destination.seam.compiling = Future()
+    answer = await destination.incoming.reserve(reserve())
+    assert isinstance(answer, Refused)
+    assert "grammar" in answer.reason
+    assert destination.seam.reserved == []
+
+
+async def test_a_move_given_up_while_its_grammar_compiles_leaves_nothing_reserved():
+    destination = Destination()
+    destination.seam.compiling = Future()
+    reserving = asyncio.create_task(destination.incoming.reserve(reserve()))
+    await let_others_run()
+    assert await destination.incoming.cancel("m1") is True
+    destination.seam.compiling.set_result(None)
+    assert isinstance(await reserving, Refused)
+    assert destination.seam.reserved == []
+    assert len(destination.incoming) == 0
+
+
+# --- later stages, and messages that come twice ---------------------------------------------------
+
+
+async def test_a_later_stage_gets_more_blocks():
+    destination = await reserved()
+    assert await destination.incoming.extend(Extend("m1", 100)) == Reserved(7 * BLOCK, 0)
+    assert await destination.incoming.receive(stage(4, 3)) == 3
+
+
+async def test_no_room_for_a_later_stage_is_refused_and_the_first_ones_blocks_stay_held():
+    destination = await reserved()
+    destination.seam.refusal = "no room"
+    assert await destination.incoming.extend(Extend("m1", 100)) == Refused("no room")
+    assert len(destination.seam.reserved) == 1
+
+
+async def test_every_stage_renews_the_lease():
+    destination = await reserved()
+    for _ in range(5):
+        destination.now += TIMEOUT_S - 1
+        await destination.incoming.extend(Extend("m1", 100))
+        await destination.incoming.expire()
+    assert len(destination.seam.reserved) == 1
+
+
+async def test_a_doubled_pre_alloc_gets_the_same_answer_and_no_second_reservation():
+    destination = Destination()
+    held = destination.steps.hold("reserve")
+    first = asyncio.create_task(destination.incoming.reserve(reserve()))
+    await held.reached.wait()
+    second = asyncio.create_task(destination.incoming.reserve(reserve()))
+    held.release()
+    assert await first == await second == await destination.incoming.reserve(reserve())
+    assert len(destination.seam.reserved) == 1
+
+
+async def test_a_pre_alloc_that_comes_after_the_end_of_its_move_is_refused():
+    destination = await reserved()
+    await destination.incoming.cancel("m1")
+    assert isinstance(await destination.incoming.reserve(reserve()), Refused)
+    assert destination.seam.reserved == []
+
+
+async def test_a_doubled_stage_waits_for_no_bytes_of_its_own():
+    destination = await reserved()
+    assert await destination.incoming.receive(stage(0, 2)) == 2
+    assert await destination.incoming.receive(stage(0, 2)) == 2
+    assert destination.links.received == [[0, 1]]
+
+
+async def test_a_stage_or_pre_alloc_after_the_commit_is_refused():
+    destination = await reserved()
+    await destination.incoming.commit(commit())
+    for late in (
+        destination.incoming.receive(stage(0, 2)),
+        destination.incoming.extend(Extend("m1", 90)),
+    ):
+        with pytest.raises(CannotMove):
+            await late
+
+
+async def test_the_commit_brings_the_last_blocks_and_installs_only_when_they_are_in_place():
+    destination = await reserved()
+    copy = destination.links.copy = Hold()
+    last = replace(commit(), last=stage(2, 1))
+    committing = asyncio.create_task(destination.incoming.commit(last))
+    await copy.reached.wait()
+    assert destination.seam.running == set()
+    copy.release()
     await committing
+    assert destination.links.received == [[2]]
     assert destination.seam.running == {"r1"}
 
 
-async def test_a_grammar_that_takes_too_long_is_a_refused_commit():
-    destination = await reserved(timeout_s=SHORT_S)
-    destination.seam.compiling = Future()
-    with pytest.raises(CannotMove):
-        await destination.incoming.commit(commit())
-    assert "install" not in destination.seam.calls
+async def test_a_commit_whose_last_blocks_do_not_come_does_not_happen():
+    destination = await reserved()
+    destination.links.error = ConnectionError("reset")
+    with pytest.raises(CannotMove, match="reset"):
+        await destination.incoming.commit(replace(commit(), last=stage(2, 1)))
+    assert destination.owned == {}
+    assert destination.seam.reserved == []
     assert await destination.incoming.cancel("m1") is True
-    assert destination.seam.reserved == []
 
 
-async def test_a_move_given_up_while_its_grammar_compiles_does_not_commit():
+async def test_a_cancel_while_the_last_blocks_come_prevents_the_commit():
     destination = await reserved()
-    destination.seam.compiling = Future()
-    committing = asyncio.create_task(destination.incoming.commit(commit()))
-    await let_others_run()
+    copy = destination.links.copy = Hold()
+    committing = asyncio.create_task(
+        destination.incoming.commit(replace(commit(), last=stage(2, 1)))
+    )
+    await copy.reached.wait()
     cancelling = asyncio.create_task(destination.incoming.cancel("m1"))
     await let_others_run()
-    destination.seam.compiling.set_result(None)
-    await asyncio.gather(committing, return_exceptions=True)
-    assert await cancelling == ("r1" not in destination.seam.running)
+    copy.release()
+    assert await cancelling is True
+    with pytest.raises(CannotMove):
+        await committing
+    assert destination.seam.running == set()
     assert destination.seam.reserved == []
 
 
-async def test_a_caller_that_hung_up_while_the_grammar_compiles_does_not_lose_the_reservation():
+async def test_one_source_has_one_move_at_a_time_to_the_same_destination():
     destination = await reserved()
-    destination.seam.compiling = Future()
-    committing = asyncio.create_task(destination.incoming.commit(commit()))
-    await let_others_run()
-    committing.cancel()
-    cancelling = asyncio.create_task(destination.incoming.cancel("m1"))
-    await let_others_run()
-    destination.seam.compiling.set_result(None)
-    await asyncio.gather(committing, return_exceptions=True)
-    assert await cancelling == ("r1" not in destination.seam.running)
-    assert destination.seam.reserved == []
+    second = replace(reserve("m2", "r2"), source="source of m1")
+    assert isinstance(await destination.incoming.reserve(second), Refused)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from vllm.sampling_params import StructuredOutputsParams
 
-from migration.snapshot import CannotMove, Refused, Submission, UnknownRequest
+from migration.protocol.messages import Refused
+from migration.snapshot import CannotMove, Submission, UnknownRequest
 from tests.migration.engines import Engine, history, move, reserve, submission
 
 PROMPT = random.Random(3).choices(range(32, 127), k=90)
@@ -280,7 +281,7 @@ def test_no_room_is_refused_and_changes_nothing(engines: tuple[Engine, Engine]) 
     here.seam.add(request)
     here.run_until(request.request_id, 1)
 
-    answer = there.seam.reserve(here.seam.inspect(request), keep_free=0)
+    answer = there.seam.reserve(here.seam.inspect(request).snapshot, 64, keep_free=0)
 
     assert isinstance(answer, Refused)
     assert "no room" in answer.reason
@@ -294,10 +295,11 @@ def test_a_destination_keeps_room_for_those_it_has(engines: tuple[Engine, Engine
     request = submission(PROMPT)
     here.seam.add(request)
     here.run_until(request.request_id, 1)
-    snapshot = here.seam.inspect(request)
+    snapshot = here.seam.inspect(request).snapshot
     needed = there.seam.blocks_for(snapshot.tokens + 64)
 
-    answer = there.seam.reserve(snapshot, keep_free=there.seam.blocks_total - needed)
+    room = there.seam.blocks_total - needed
+    answer = there.seam.reserve(snapshot, snapshot.tokens + 64, keep_free=room)
 
     assert isinstance(answer, Refused)
 
@@ -311,7 +313,7 @@ def test_a_full_batch_is_refused(engines: tuple[Engine, Engine]) -> None:
     here.seam.add(request)
     here.run_until(request.request_id, 1)
 
-    answer = there.seam.reserve(here.seam.inspect(request), keep_free=0)
+    answer = there.seam.reserve(here.seam.inspect(request).snapshot, 64, keep_free=0)
 
     assert isinstance(answer, Refused)
     assert "batch is full" in answer.reason

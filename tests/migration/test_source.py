@@ -6,7 +6,8 @@ import pytest
 
 from migration.ownership import Outcome
 from migration.peer import PeerLost
-from migration.snapshot import CannotMove, MigrationRecord, Refused, Reserved
+from migration.protocol.messages import Refused, Reserved
+from migration.snapshot import CannotMove, MigrationRecord
 from tests.migration.fakes import (
     BLOCK,
     SHORT_S,
@@ -48,7 +49,7 @@ async def test_a_completed_move_releases_the_source_once_and_names_the_new_owner
     record = await moved(source)
     assert record.outcome == "completed"
     assert source.peer.calls == ["connect", "reserve", "receive", "commit"]
-    assert source.seam.calls == ["inspect", "park", "drop"]
+    assert source.seam.calls == ["inspect", "inspect", "park", "drop"]
     assert not source.seam.owns("r1")
     assert source.owned.outcome.result() == Outcome("moved", "there")
 
@@ -56,7 +57,7 @@ async def test_a_completed_move_releases_the_source_once_and_names_the_new_owner
 async def test_the_record_counts_what_was_copied():
     record = await moved(Source())
     assert (record.source, record.destination, record.reason) == ("here", "there", "admin")
-    assert (record.stages, record.blocks, record.bytes) == (1, 3, 3)
+    assert (record.stages, record.blocks, record.bytes) == (2, 3, 3)
     assert record.downtime_ms > 0
 
 
@@ -86,8 +87,7 @@ async def test_blocks_that_the_destination_has_cached_are_not_sent():
     source = Source()
     source.peer.answer = Reserved(capacity=4 * BLOCK, cached_blocks=2)
     record = await moved(source)
-    (transfer,) = source.links.sent
-    assert (transfer.first, transfer.block_ids) == (2, [102])
+    assert source.links.sent == [[102]]
     assert record.blocks == 1
 
 
@@ -119,6 +119,136 @@ async def test_every_attempt_has_an_id_of_its_own():
     for _ in range(3):
         await moved(source)
     assert len(set(ids)) == 3
+
+
+# --- stages -------------------------------------------------------------------------------------
+
+
+async def test_full_blocks_are_copied_while_it_decodes_and_the_rest_when_it_is_parked():
+    source = Source()
+    held = source.peer.before["receive"] = Hold()
+    task = asyncio.create_task(source.move())
+    await held.reached.wait()
+    assert source.seam.running == {"r1"}
+    source.seam.computed_tokens += BLOCK
+    held.release()
+    record = await task
+    assert source.links.sent == [[100, 101], [102, 103]]
+    assert record.stages == 2
+
+
+async def test_stages_go_on_until_little_is_left():
+    source = Source()
+    growth = iter([5, 3, 1])
+
+    async def grows(message):
+        source.seam.computed_tokens += BLOCK * next(growth, 0)
+        return message.count
+
+    source.peer.receive = grows
+    source.peer.answer = Reserved(capacity=100 * BLOCK, cached_blocks=0)
+    record = await moved(source)
+    assert [len(blocks) for blocks in source.links.sent] == [2, 5, 3, 2]
+    assert (record.outcome, record.stages) == ("completed", 4)
+
+
+async def test_after_the_most_stages_it_is_suspended_whatever_is_left():
+    """A link slower than the decoding: a move that never ends would serve nobody."""
+    source = Source(max_stages=3)
+
+    async def grows(message):
+        source.seam.computed_tokens += 3 * BLOCK
+        return message.count
+
+    source.peer.receive = grows
+    source.peer.answer = Reserved(capacity=100 * BLOCK, cached_blocks=0)
+    record = await moved(source)
+    assert [len(blocks) for blocks in source.links.sent] == [2, 3, 4]
+    assert (record.outcome, record.stages) == ("completed", 3)
+
+
+async def test_one_stage_is_a_blocking_copy():
+    source = Source(max_stages=1)
+    record = await moved(source)
+    assert source.peer.calls == ["connect", "reserve", "commit"]
+    assert source.links.sent == [[100, 101, 102]]
+    assert record.stages == 1
+
+
+async def test_without_stages_the_destination_computes_the_kv_again():
+    source = Source(max_stages=0)
+    record = await moved(source)
+    assert source.links.sent == []
+    assert (record.outcome, record.stages, record.bytes) == ("completed", 0, 0)
+    assert record.recomputed_tokens == 40
+
+
+async def test_a_request_that_grows_meanwhile_asks_for_more_blocks():
+    source = Source()
+
+    async def grows(message):
+        source.seam.computed_tokens = 4 * BLOCK - 2
+        return message.count
+
+    source.peer.receive = grows
+    assert (await moved(source)).outcome == "completed"
+    assert source.peer.calls.count("extend") == 1
+
+
+async def test_no_room_for_a_later_stage_leaves_the_source_untouched():
+    source = Source()
+
+    async def grows(message):
+        source.seam.computed_tokens = 4 * BLOCK - 2
+        return message.count
+
+    async def refuses(message):
+        return Refused("no room")
+
+    source.peer.receive, source.peer.extend = grows, refuses
+    record = await moved(source)
+    assert (record.outcome, record.detail) == ("refused", "no room")
+    assert_untouched(source)
+    assert source.peer.calls[-1] == "cancel"
+
+
+@pytest.mark.parametrize("message", ["reserve", "receive"])
+async def test_a_request_that_is_preempted_meanwhile_stays(message):
+    """Its blocks were taken away: what was copied may be somebody else's by now."""
+    source = Source()
+    held = source.peer.before[message] = Hold()
+    task = asyncio.create_task(source.move())
+    await held.reached.wait()
+    source.seam.preemptions += 1
+    held.release()
+    record = await task
+    assert record.outcome == "aborted"
+    assert "preempted" in record.detail
+    assert_goes_on(source)
+    assert source.peer.calls[-1] == "cancel"
+
+
+async def test_a_request_that_is_preempted_just_before_it_is_parked_stays():
+    source = Source()
+    held = source.steps.hold("park")
+    task = asyncio.create_task(source.move())
+    await held.reached.wait()
+    source.seam.preemptions += 1
+    held.release()
+    assert "preempted" in (await task).detail
+    assert_goes_on(source)
+
+
+async def test_a_request_that_finishes_between_two_stages_cancels_the_reservation():
+    source = Source()
+    held = source.peer.before["receive"] = Hold()
+    task = asyncio.create_task(source.move())
+    await held.reached.wait()
+    source.seam.finish("r1")
+    held.release()
+    assert (await task).outcome == "aborted"
+    assert "park" not in source.seam.calls
+    assert source.peer.calls[-1] == "cancel"
 
 
 # --- before the request is parked ---------------------------------------------------------------
@@ -228,7 +358,7 @@ async def test_a_request_that_outgrew_its_reservation_goes_on_here():
     assert record.outcome == "aborted"
     assert "outgrew" in record.detail
     assert_goes_on(source)
-    assert source.peer.calls == ["connect", "reserve", "cancel"]
+    assert source.peer.calls[-1] == "cancel"
 
 
 async def test_the_request_goes_on_before_the_destination_is_told():
@@ -459,7 +589,7 @@ async def test_a_move_between_real_ends():
     record = await moved_between_real_ends(source, destination)
     assert record.outcome == "completed"
     assert_exactly_one_owner(source, destination)
-    assert destination.links.received == [[0, 1, 2]]
+    assert destination.links.received == [[0, 1], [2]]
     assert destination.seam.installed.output_token_ids == (1, 2, 3)
 
 
