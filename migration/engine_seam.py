@@ -290,6 +290,8 @@ class EngineSeam:
     def install(self, reservation: Reservation, snapshot: Snapshot) -> None:
         """COMMIT: own the request from now on; the KV of its computed tokens is in place."""
         request = reservation.request
+        if not snapshot.computed_tokens:
+            self._kv.free(request)  # it still waits: the scheduler will allocate what it needs
         known = request.num_output_tokens
         request.append_output_token_ids(list(snapshot.output_token_ids[known:]))
         request.num_computed_tokens = snapshot.computed_tokens
@@ -344,7 +346,8 @@ class EngineSeam:
             events=tuple((int(event.type), event.timestamp) for event in request.events),
         )
         prefilling = computed < request.num_tokens - 1
-        growth = SLACK_TOKENS + (self._scheduler.max_num_scheduled_tokens if prefilling else 0)
+        chunk = min(self._scheduler.max_num_scheduled_tokens, request.num_tokens - computed)
+        growth = SLACK_TOKENS + (chunk if prefilling else 0)
         (blocks,) = self._kv.get_block_ids(request.request_id)
         return Standing(snapshot, blocks[: self.blocks_for(computed)], growth)
 

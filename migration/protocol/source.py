@@ -238,7 +238,7 @@ class Source:
         self._preemptions = snapshot.preemptions
         snapshot = self._as_sent(snapshot)
         self._computed = snapshot.computed_tokens
-        tokens = self._computed + growth if self._computed else 0
+        tokens = self._computed + growth if self._max_stages else 0
         return self._to(State.RESERVING, AskReserve(snapshot, tokens))
 
     def _granted(self, answer: Reserved) -> Action:

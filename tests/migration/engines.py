@@ -1,6 +1,7 @@
 """Real vLLM engines in the test's process, stepped by hand: no threads, no Ray, no clock."""
 
 from collections import defaultdict
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -11,9 +12,10 @@ from vllm.v1.serial_utils import MsgpackEncoder
 
 from app.config import ModelConfig
 from deployments import engine_config
-from migration.engine_seam import EngineSeam, Reservation
-from migration.protocol.messages import Refused
-from migration.snapshot import Submission
+from migration.engine_seam import EngineSeam, Reservation, Standing
+from migration.protocol import source as protocol
+from migration.protocol.messages import Refused, Reserved
+from migration.snapshot import CannotMove, Submission
 
 ENGINE = {
     "dtype": "float32",
@@ -39,8 +41,8 @@ class Engine:
     Also the `Clients` of its seam: there is one client, which reads `outputs`.
     """
 
-    def __init__(self, model: str) -> None:
-        config = ModelConfig(model_id="tiny", model_source=model, engine_kwargs=ENGINE)
+    def __init__(self, model: str, **changes: Any) -> None:
+        config = ModelConfig(model_id="tiny", model_source=model, engine_kwargs=ENGINE | changes)
         vllm_config = engine_config.build(config, "migration.worker.MigrationWorker")
         self.core = engine_config.start(vllm_config, transfers=1)
         self.seam = EngineSeam(self.core, self)
@@ -106,6 +108,8 @@ def submission(prompt: list[int], **sampling: Any) -> Submission:
     params = SamplingParams(**{"max_tokens": 60, "temperature": 0.0, **sampling})
     if params.structured_outputs is not None:
         params.structured_outputs._backend = "xgrammar"
+    # The front end's tokenizer would do this: a token of the tiny model is a byte.
+    params._bad_words_token_ids = [list(word.encode()) for word in params.bad_words or ()]
     request_id = f"r{next(_ids)}"
     request = EngineCoreRequest(
         request_id=request_id,
@@ -133,25 +137,101 @@ def reserve(source: Engine, destination: Engine, request: Submission) -> Reserva
     return answer
 
 
-def move(source: Engine, destination: Engine, request: Submission, *, copy: bool = True) -> int:
-    """Move the request as MigrateOut and MigrateIn do, in one go; the blocks copied."""
-    reservation = reserve(source, destination, request)
-    grammar = destination.seam.grammar(reservation)
-    if grammar is not None:
-        grammar.result(timeout=30)
-    parked = source.seam.park(request)
-    assert parked is not None
-    wanted = parked.block_ids[reservation.cached_blocks :]
-    into = reservation.block_ids[reservation.cached_blocks :][: len(wanted)]
-    if copy:
-        copy_blocks(source, destination, wanted, into)
-    destination.seam.install(reservation, parked.snapshot)
-    source.seam.drop(request.request_id)
-    source.step()  # as the step thread does, before it can hear of the request again
-    return len(wanted)
+@dataclass(slots=True)
+class Move:
+    """One attempt to move a request: carries out what the protocol's source says, step by step.
+
+    Between two stages both engines make `steps` steps, as they would while bytes travel.
+    """
+
+    source: Engine
+    destination: Engine
+    request: Submission
+    copy: bool = True
+    steps: int = 1
+    blocks: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    reservation: Reservation | None = None
+
+    def run(self, max_stages: int = 8) -> protocol.End:
+        """Until the request runs on one of the two; how it ended."""
+        machine = protocol.Source(self.source.seam.block_size, max_stages)
+        action = machine.start()
+        while not isinstance(action, protocol.End):
+            try:
+                event = self._perform(action)
+            except CannotMove as error:
+                event = protocol.Failed(str(error))
+            action = machine.on(event)
+        return action
+
+    def _perform(self, action: protocol.Action) -> protocol.Event:
+        here, there = self.source.seam, self.destination.seam
+        match action:
+            case protocol.Inspect():
+                return self._inspected(here.inspect(self.request))
+            case protocol.AskReserve(snapshot, tokens):
+                return self._reserve(there.reserve(snapshot, tokens, keep_free=0))
+            case protocol.AskExtend(tokens):
+                assert self.reservation is not None
+                return there.extend(self.reservation, tokens, keep_free=0) or self._granted()
+            case protocol.Copy(first, count):
+                self._copy(first, count)
+                for _ in range(self.steps):
+                    self.source.step()
+                    self.destination.step()
+            case protocol.Park():
+                standing = here.park(self.request)
+                assert standing is not None
+                self.block_ids = standing.block_ids
+                return protocol.Parked(standing.snapshot)
+            case protocol.SendCommit(snapshot, first):
+                used = here.blocks_for(snapshot.computed_tokens)
+                self._copy(first, used - first)
+                assert self.reservation is not None
+                there.install(self.reservation, snapshot)
+                return protocol.Committed()
+            case protocol.Release():
+                here.drop(self.request.request_id)
+                self.source.step()  # before it can hear of the request again
+            case protocol.Unpark():
+                here.unpark(self.request.request_id)
+            case protocol.Cancel() if self.reservation is not None:
+                there.cancel(self.reservation)
+        return protocol.Done()
+
+    def _inspected(self, standing: Standing) -> protocol.Event:
+        self.block_ids = standing.block_ids
+        return protocol.Inspected(standing.snapshot, standing.growth)
+
+    def _reserve(self, answer: Reservation | Refused) -> protocol.Event:
+        if isinstance(answer, Refused):
+            return answer
+        self.reservation = answer
+        if grammar := self.destination.seam.grammar(answer):
+            grammar.result(timeout=30)
+        return self._granted()
+
+    def _granted(self) -> Reserved:
+        assert self.reservation is not None
+        capacity = self.destination.seam.capacity(self.reservation)
+        return Reserved(capacity, self.reservation.cached_blocks)
+
+    def _copy(self, first: int, count: int) -> None:
+        """The transport's work, within one process."""
+        assert self.reservation is not None
+        ids = self.block_ids[first : first + count]
+        into = self.reservation.block_ids[first : first + count]
+        self.blocks += len(ids)
+        if self.copy:
+            ours, theirs = self.source.worker, self.destination.worker
+            for source, destination in zip(ours._mig_kv(), theirs._mig_kv(), strict=True):
+                destination[into] = source[ids]
 
 
-def copy_blocks(source: Engine, destination: Engine, ids: list[int], into: list[int]) -> None:
-    """The transport's work, within one process."""
-    for theirs, ours in zip(source.worker._mig_kv(), destination.worker._mig_kv(), strict=True):
-        ours[into] = theirs[ids]
+def move(source: Engine, destination: Engine, request: Submission, **options: Any) -> int:
+    """A move that must complete; the blocks copied."""
+    attempt = Move(source, destination, request, **options)
+    end = attempt.run()
+    assert end.outcome == "completed", end.detail
+    return attempt.blocks
