@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from app.fleet_client import FleetClient
 from app.journal import Entry
 from deployments.messages import FleetView
-from deployments.pinned import ReplicaGone, call, pinned
+from deployments.pinned import ReplicaGone, ask, call, pinned
 from deployments.policy import dispatch
 from deployments.policy.load import InstanceLoad
 from migration.snapshot import CannotMove, MigrationRecord
@@ -94,9 +94,7 @@ class Fleet:
             async with asyncio.timeout(MIGRATE_TIMEOUT_S):
                 replica = pinned(self._replicas, source)
                 request_id = entry.submission.request_id
-                record: MigrationRecord = await call(
-                    replica, "migrate_out", request_id, destination
-                )
+                record: MigrationRecord = await ask(replica, "migrate_out", request_id, destination)
         except CannotMove as error:
             raise refusal(409, str(error)) from None
         except (RayError, RayServeException, ReplicaGone, TimeoutError):

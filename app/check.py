@@ -64,11 +64,18 @@ def read_yaml(file: Path) -> dict[str, Any]:
 def gpus_wanted(config: FleetConfig, override: Mapping[str, Any] | None = None) -> float:
     """GPUs that the replicas take together, with the `deployments:` entry that overrides them."""
     override = override or {}
-    actor = override.get("ray_actor_options") or {}
     autoscaling = override.get("autoscaling_config") or {}
-    each = actor.get("num_gpus", resources(config).get("num_gpus", 0))
+    each = _gpus_of_one(resources(config), override)
     replicas = override.get("num_replicas", autoscaling.get("min_replicas", config.replicas))
-    return float(each) * (1 if replicas == "auto" else replicas)
+    return each * (1 if replicas == "auto" else replicas)
+
+
+def _gpus_of_one(ours: Mapping[str, Any], override: Mapping[str, Any]) -> float:
+    """A placement group holds its bundles, whatever the actor within it takes."""
+    if bundles := {**ours, **override}.get("placement_group_bundles"):
+        return sum(bundle.get("GPU", 0) for bundle in bundles)
+    actor = ours["ray_actor_options"] | (override.get("ray_actor_options") or {})
+    return float(actor.get("num_gpus", 0))
 
 
 def _check(content: dict[str, Any]) -> str:

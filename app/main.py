@@ -39,7 +39,7 @@ def build_fleet(config: FleetConfig, worker_extension: str = WORKER_EXTENSION) -
         name=REPLICA,
         num_replicas=config.replicas,
         max_ongoing_requests=MAX_ONGOING,
-        ray_actor_options=resources(config),
+        **resources(config),
         request_router_config=RequestRouterConfig(
             request_router_class=FleetRouter,
             request_router_kwargs={"dispatch": config.dispatch},

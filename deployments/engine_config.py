@@ -11,7 +11,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor import Executor
 
-from app.config import ModelConfig
+from app.config import ModelConfig, executor
 
 ENVIRONMENT = {
     # The engine runs in the replica's process, where its scheduler can be reached between steps.
@@ -29,7 +29,11 @@ def build(model: ModelConfig, worker_extension: str) -> VllmConfig:
         model=model.model_source,
         served_model_name=[model.model_id],
         worker_extension_cls=worker_extension,
-        **{"scheduling_policy": "priority", **engine_arguments(model)},
+        **{
+            "scheduling_policy": "priority",
+            **engine_arguments(model),
+            "distributed_executor_backend": executor(model),
+        },
     )
     return args.create_engine_config(UsageContext.ENGINE_CONTEXT)
 

@@ -152,7 +152,8 @@ class Llumlet:
             raise CannotMove("the request is there already")
         if not self._may_move(destination):
             raise CannotMove(
-                f"{self.replica_id} has {len(self._moves)} requests on the move, as many as it may"
+                f"{self.replica_id} has {len(self._moves)} requests on the move: it may have"
+                f" {self._max_concurrent}, and {PER_PAIR} to the same instance"
             )
         move = asyncio.create_task(self._move(owned, destination, reason))
         self._moves[move] = destination

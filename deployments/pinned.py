@@ -2,7 +2,8 @@
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -10,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from migration.peer import PeerLost
 from migration.protocol.messages import Commit, Extend, Refused, Reserve, Reserved, Stage
+from migration.snapshot import CannotMove
 
 CALL_TIMEOUT_S = 30.0
 
@@ -35,11 +37,34 @@ def call(handle: DeploymentHandle, method: str, *args: Any) -> Awaitable[Any]:
     return contextvars.Context().run(handle.options(method_name=method).remote, *args)
 
 
-class ServePeer:
-    """Another replica as migration sees it (migration.peer.Peer).
+async def ask(handle: DeploymentHandle, method: str, *args: Any) -> Any:
+    """`call`, for a method whose answer may be a refusal. Raises CannotMove then."""
+    answer = await call(handle, method, *args)
+    if isinstance(answer, CannotMove):
+        raise answer
+    return answer
 
-    Over gRPC the exceptions of its methods arrive as they were raised, CannotMove among them.
+
+def answers_refusals(
+    method: Callable[..., Coroutine[Any, Any, Any]],
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """A replica's method that answers a CannotMove instead of raising it; `ask` raises it again.
+
+    Of whatever a method raises Serve logs a traceback, and a refusal is nothing to be alarmed by.
     """
+
+    @functools.wraps(method)
+    async def answering(*args: Any) -> Any:
+        try:
+            return await method(*args)
+        except CannotMove as refusal:
+            return refusal
+
+    return answering
+
+
+class ServePeer:
+    """Another replica as migration sees it (migration.peer.Peer)."""
 
     def __init__(self, handle: DeploymentHandle, replica_id: str) -> None:
         self._handle = pinned(handle, replica_id)
@@ -69,6 +94,6 @@ class ServePeer:
     async def _call(self, method: str, *args: Any) -> Any:
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                return await call(self._handle, method, *args)
+                return await ask(self._handle, method, *args)
         except (ReplicaGone, RayActorError) as error:
             raise PeerLost(f"{self._replica_id} is gone") from error

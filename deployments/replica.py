@@ -7,7 +7,7 @@ from ray.serve.handle import DeploymentHandle
 
 from app.config import FleetConfig
 from deployments.messages import REPLICA, SCHEDULER, Hello, Report
-from deployments.pinned import call
+from deployments.pinned import answers_refusals, call
 from deployments.policy.load import InstanceLoad
 from migration.ownership import Outcome
 from migration.protocol.messages import Commit, Extend, Refused, Reserve, Reserved, Stage
@@ -62,12 +62,13 @@ class LLMReplica:
         """Evacuate this instance by migration, or take requests again."""
         self._llumlet.drain(draining)
 
+    @answers_refusals
     async def migrate_out(
         self, request_id: str, destination: str, reason: "Reason" = "admin"
     ) -> MigrationRecord:
         """Move a request from here to another replica; the record says how it went.
 
-        Raises CannotMove where it is not even tried.
+        Answers CannotMove where it is not even tried.
         """
         return await self._llumlet.migrate_out(request_id, destination, reason)
 
@@ -83,14 +84,17 @@ class LLMReplica:
             return Refused("it is draining")
         return await self._incoming.reserve(message)
 
+    @answers_refusals
     async def extend(self, message: Extend) -> Reserved | Refused:
         """PRE-ALLOC of a later stage: hold more."""
         return await self._incoming.extend(message)
 
+    @answers_refusals
     async def receive(self, message: Stage) -> int:
         """Take the KV blocks of a stage over the pair group."""
         return await self._incoming.receive(message)
 
+    @answers_refusals
     async def commit(self, message: Commit) -> None:
         """Become the owner of the request, once its last blocks are here."""
         await self._incoming.commit(message)

@@ -166,7 +166,10 @@ class MigrateIn:
             move.stages[stage.first] = receiving
         # The copy goes on even if the source hangs up: its thread must be done with these blocks
         # before they are given back.
-        received = await asyncio.shield(receiving)
+        try:
+            received = await asyncio.shield(receiving)
+        except Exception as error:
+            raise CannotMove(f"the copy broke: {error}") from None
         move.expires = self._lease()
         return received
 

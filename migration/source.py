@@ -15,7 +15,7 @@ from migration.links import Links
 from migration.ownership import Outcome, Owned
 from migration.peer import Peer, StepThread
 from migration.protocol import source as protocol
-from migration.protocol.messages import Commit, Extend, Reserve, Stage
+from migration.protocol.messages import Commit, Extend, Refused, Reserve, Reserved, Stage
 from migration.protocol.timing import SETTLE_PAUSE_S, SETTLE_TRIES
 from migration.snapshot import CannotMove, MigrationRecord, Submission
 
@@ -125,10 +125,11 @@ class MigrateOut:
             case protocol.Inspect():
                 return await self._in_time(self._inspect(attempt))
             case protocol.AskReserve(snapshot, tokens):
-                message = Reserve(attempt.migration_id, self._me, snapshot, tokens)
-                return await self._in_time(peer.reserve(message))
+                reserve = Reserve(attempt.migration_id, self._me, snapshot, tokens)
+                return await self._granted(attempt, peer.reserve(reserve))
             case protocol.AskExtend(tokens):
-                return await self._in_time(peer.extend(Extend(attempt.migration_id, tokens)))
+                extend = Extend(attempt.migration_id, tokens)
+                return await self._granted(attempt, peer.extend(extend))
             case protocol.Copy(first, count):
                 await self._in_time(self._copy(attempt, first, count))
             case protocol.Park():
@@ -152,6 +153,14 @@ class MigrateOut:
     async def _in_time(self, waiting: Coroutine[Any, Any, T]) -> T:
         async with asyncio.timeout(self._timeout_s):
             return await waiting
+
+    async def _granted(
+        self, attempt: _Attempt, asking: Coroutine[Any, Any, Reserved | Refused]
+    ) -> protocol.Event:
+        answer = await self._in_time(asking)
+        if isinstance(answer, Refused):
+            return Refused(f"{attempt.destination} refuses: {answer.reason}")
+        return answer
 
     async def _inspect(self, attempt: _Attempt) -> protocol.Inspected:
         standing = await self._steps.run(partial(self._seam.inspect, attempt.submission))

@@ -206,6 +206,9 @@ class TestGpus:
             (5, {}, {"num_replicas": 4}, None),
             (1, {}, {"num_replicas": 6}, 6),
             (8, {}, {"ray_actor_options": {"num_gpus": 0.5}}, None),
+            (2, {"tensor_parallel_size": 4}, {"ray_actor_options": {"num_cpus": 1}}, 8),
+            (3, {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}, {}, 6),
+            (2, {}, {"placement_group_bundles": [{"CPU": 1, "GPU": 1}, {"GPU": 2}]}, 6),
             (5, {}, {"autoscaling_config": {"min_replicas": 1, "max_replicas": 9}}, None),
         ],
     )

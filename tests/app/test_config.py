@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from ray.serve._private.config import ReplicaConfig
 
 from app import config as app_config
 from app import engine_args
-from app.config import ConfigError, load, resources
+from app.config import ConfigError, executor, load, resources
 
 
 def args(**changes):
@@ -201,7 +202,7 @@ class TestModelSource:
 
 class TestResources:
     def test_a_cpu_engine_takes_one_cpu(self):
-        assert resources(load(args())) == {"num_cpus": 1}
+        assert resources(load(args())) == {"ray_actor_options": {"num_cpus": 1}}
 
     @pytest.mark.parametrize(
         ("wrong", "line"),
@@ -215,15 +216,60 @@ class TestResources:
         with pytest.raises(ConfigError, match=line):
             load(wrong)
 
-    @pytest.mark.usefixtures("cuda_build")
-    def test_a_gpu_engine_takes_a_gpu_for_each_rank(self):
-        config = load(engine(tensor_parallel_size=2, pipeline_parallel_size=3))
-        assert resources(config) == {"num_cpus": 1, "num_gpus": 6}
 
-    @pytest.mark.usefixtures("cuda_build")
-    def test_the_kind_of_gpu_is_passed_on(self):
-        config = load(model(accelerator_type="A10G"))
-        assert resources(config) == {"num_cpus": 1, "num_gpus": 1, "accelerator_type": "A10G"}
+@pytest.mark.usefixtures("cuda_build")
+class TestGpuResources:
+    def test_one_rank_lives_in_the_replica(self):
+        actor = {"num_cpus": 1, "num_gpus": 1, "accelerator_type": "A10G"}
+        assert resources(load(model(accelerator_type="A10G"))) == {"ray_actor_options": actor}
+
+    def test_several_ranks_get_a_bundle_each(self):
+        config = load(engine(tensor_parallel_size=2, pipeline_parallel_size=2))
+        assert resources(config) == {
+            "ray_actor_options": {"num_cpus": 1},
+            "placement_group_bundles": [{"CPU": 1, "GPU": 1}, *[{"GPU": 1}] * 3],
+            "placement_group_strategy": "PACK",
+        }
+
+    def test_every_bundle_is_on_the_kind_of_gpu_that_was_asked_for(self):
+        kwargs = {"tensor_parallel_size": 2}
+        options = resources(load(model(accelerator_type="A10G", engine_kwargs=kwargs)))
+        kind = {"accelerator_type:A10G": 0.001}
+        expected = [{"CPU": 1, "GPU": 1, **kind}, {"GPU": 1, **kind}]
+        assert options["placement_group_bundles"] == expected
+
+    def test_ray_workers_that_were_asked_for_get_bundles_even_if_it_is_one(self):
+        options = resources(load(engine(distributed_executor_backend="ray")))
+        assert options["placement_group_bundles"] == [{"CPU": 1, "GPU": 1}]
+
+    def test_workers_that_are_the_replicas_processes_use_its_gpus(self):
+        kwargs = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+        assert resources(load(engine(**kwargs))) == {
+            "ray_actor_options": {"num_cpus": 1, "num_gpus": 2}
+        }
+
+    @pytest.mark.parametrize("tensor", [1, 2, 4])
+    def test_serve_accepts_them(self, tensor):
+        """It wants the replica to fit into the first bundle."""
+        kwargs = {"tensor_parallel_size": tensor}
+        config = load(model(accelerator_type="A10G", engine_kwargs=kwargs))
+        ReplicaConfig.create(lambda: None, **resources(config))
+
+
+@pytest.mark.usefixtures("cuda_build")
+@pytest.mark.parametrize(
+    ("kwargs", "chosen"),
+    [
+        ({}, None),
+        ({"tensor_parallel_size": 2}, "ray"),
+        ({"pipeline_parallel_size": 2}, "ray"),
+        ({"tensor_parallel_size": 2, "distributed_executor_backend": None}, "ray"),
+        ({"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}, "mp"),
+        ({"distributed_executor_backend": "uni"}, "uni"),
+    ],
+)
+def test_several_workers_are_ray_actors_unless_the_user_says_otherwise(kwargs, chosen):
+    assert executor(load(engine(**kwargs)).model) == chosen
 
 
 def test_the_openai_servers_arguments_go_there_too():

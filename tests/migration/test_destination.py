@@ -337,7 +337,7 @@ async def test_a_caller_that_gives_up_on_cancel_does_not_stop_the_giving_back():
 async def test_blocks_are_given_back_after_a_receive_that_failed():
     destination = await reserved()
     destination.links.error = ConnectionError("reset")
-    with pytest.raises(ConnectionError):
+    with pytest.raises(CannotMove, match="reset"):
         await destination.incoming.receive(stage(0, 2))
     assert await destination.incoming.cancel("m1") is True
     assert destination.seam.reserved == []

@@ -207,7 +207,7 @@ async def test_no_room_for_a_later_stage_leaves_the_source_untouched():
 
     source.peer.receive, source.peer.extend = grows, refuses
     record = await moved(source)
-    assert (record.outcome, record.detail) == ("refused", "no room")
+    assert (record.outcome, record.detail) == ("refused", "there refuses: no room")
     assert_untouched(source)
     assert source.peer.calls[-1] == "cancel"
 
