@@ -15,7 +15,7 @@ RAY_ENV := RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_USE_GRPC_BY_DEFAULT=1 \
            RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1 RAY_USAGE_STATS_ENABLED=0
 
 .DEFAULT_GOAL := help
-.PHONY: help install model serve test lint bench clean
+.PHONY: help install model serve test chaos lint bench clean
 
 help: ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -33,6 +33,10 @@ serve: $(INSTALLED) $(TINY)/config.json ## run the fleet of CONFIG=serve_configs
 test: $(DEV) $(TINY)/config.json ## run the tests (T="tests/app -k config" for some of them)
 	@echo "==> running the tests"
 	@$(BIN)/python -m pytest $(T)
+
+chaos: $(DEV) $(TINY)/config.json ## random moves under load, kills (minutes)
+	@echo "==> random moves under load"
+	@$(BIN)/python -m pytest tests/chaos -s
 
 lint: $(DEV) ## ruff and mypy
 	@echo "==> ruff"
