@@ -230,7 +230,7 @@ class Source:
                 return self._forward_or_end()
             case State.FORWARDING, Done() | Failed():
                 return self._end(self._outcome, self._detail)
-            case _, Failed(reason):
+            case state, Failed(reason) if state is not State.ENDED:
                 return self._failed(reason)
         raise ValueError(f"{event} while waiting for {self.state.value}")
 

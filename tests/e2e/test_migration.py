@@ -1,10 +1,13 @@
 """Moves by hand and by themselves, and moves that cannot be."""
 
 import asyncio
+from collections import Counter
 
 import aiohttp
 import pytest
 from openai import AsyncOpenAI
+from openai.types import Completion
+from prometheus_client.parser import text_string_to_metric_families
 
 from load_tests.servers import Server
 from tests.e2e.fleet import Fleet, Stream
@@ -133,3 +136,68 @@ async def test_a_drained_replica_empties_itself(openai: AsyncOpenAI, running: Fl
     assert {(stream.finish_reason, len(stream.token_ids)) for stream in streams} == {
         ("length", 400)
     }
+
+
+async def test_the_children_of_n_move_one_by_one(openai: AsyncOpenAI, running: Fleet) -> None:
+    async def ask(request_id: str) -> Completion:
+        return await openai.completions.create(
+            model="tiny-llama",
+            prompt="three of a kind",
+            max_tokens=300,
+            n=3,
+            seed=5,
+            temperature=1,
+            extra_headers={"x-request-id": request_id},
+        )
+
+    unmoved = await ask("still")
+    moved = asyncio.create_task(ask("triplets"))
+    for child in ("triplets", "triplets.2"):
+        await until_migrated(running, child)
+    answer = await moved
+
+    assert [c.text for c in answer.choices] == [c.text for c in unmoved.choices]
+    assert answer.usage == unmoved.usage
+    records = [await running.request(f"triplets{child}") for child in ("", ".1", ".2")]
+    assert [len(record["migrations"]) for record in records] == [1, 0, 1]
+
+
+async def until_migrated(running: Fleet, request_id: str) -> None:
+    """Its first tokens may not be there yet, or another move be under way."""
+    async with asyncio.timeout(30):
+        while (await running.migrate(request_id))[0] != 200:
+            await asyncio.sleep(0.01)
+
+
+COUNTED = {
+    "vllm:prompt_tokens_total": 20,
+    "vllm:generation_tokens_total": 200,
+    "vllm:time_to_first_token_seconds_count": 1,
+    "vllm:e2e_request_latency_seconds_count": 1,
+    "vllm:request_success_total": 1,
+    "vllm:request_time_per_output_token_seconds_count": 1,
+}
+
+
+async def test_a_moved_request_is_counted_once_in_the_metrics(
+    server: Server, openai: AsyncOpenAI, running: Fleet
+) -> None:
+    before = await counters(server)
+    counted = Stream("just counting you know".ljust(20, "!")[:20], 200, "counted")
+    await counted.run(openai, 20, lambda: until_migrated(running, "counted"))
+    after = await counters(server)
+
+    assert len((await running.request("counted"))["migrations"]) == 1
+    assert {name: after[name] - before[name] for name in COUNTED} == COUNTED
+
+
+async def counters(server: Server) -> Counter[str]:
+    """vLLM's metrics, summed over their labels."""
+    async with aiohttp.ClientSession(server.url) as session, session.get("/metrics") as response:
+        text = await response.text()
+    sums: Counter[str] = Counter()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name in COUNTED:
+                sums[sample.name] += int(sample.value)
+    return sums
