@@ -182,7 +182,7 @@ class EngineSeam:
         scheduler._inflight_prefills.discard(request)
         scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
         scheduler.reset_preempted_req_ids.add(request.request_id)
-        (generator,) = set(self.workers("mig_generator", request.request_id))
+        *_, generator = self.workers("mig_generator", request.request_id)  # the last rank samples
         return self._standing(request, submission, generator)
 
     def unpark(self, request_id: str) -> None:

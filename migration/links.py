@@ -121,6 +121,8 @@ class Links:
         await self._beside("mig_start", job, method, *args)
         while None in (results := await self._beside("mig_poll", job)):
             await asyncio.sleep(POLL_S)
+        if failed := [result for result in results if isinstance(result, str)]:
+            raise RuntimeError(failed[0])
         return sum(results)
 
     async def _beside(self, method: str, *args: Any) -> list[Any]:

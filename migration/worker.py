@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 2 << 20
 """Few, large operations: each one takes the GIL from the step thread once (moving.md, H)."""
 
+GPU_CHUNK_BYTES = 64 << 20
+"""A block of an 8B model has 2 MiB already, and NCCL wants more at a time. One is buffered."""
+
 JOBS_REMEMBERED = 256
 """Far more than can be under way; a result is asked for within milliseconds."""
 
@@ -34,7 +37,7 @@ class MigrationWorker:
 
     def mig_prepare(self, threads: int) -> None:
         """Once, after the engine came up. `threads`: most transfers and joins at once."""
-        self._mig_threads = ThreadPoolExecutor(threads, thread_name_prefix="kv-copy")
+        self._mig_threads = ThreadPoolExecutor(threads, "kv-copy", self._mig_enter_thread)
         self._mig_jobs: OrderedDict[str, Future[int]] = OrderedDict()
         if self._mig_kv()[0].device.type == "cpu":
             hide_generators_of_unfinished_prefills(self.model_runner)
@@ -49,15 +52,24 @@ class MigrationWorker:
         while len(self._mig_jobs) > JOBS_REMEMBERED:
             self._mig_jobs.popitem(last=False)
 
-    def mig_poll(self, job: str) -> int | None:
-        """The result of a job, or None while it runs. Raises what it raised."""
+    def mig_poll(self, job: str) -> int | str | None:
+        """The result of a job, None while it runs, or as text what it raised.
+
+        Raised here, it would leave the other ranks' answers in their queues, for the next call to
+        take them for its own (vLLM's MultiprocExecutor stops reading at the first failure).
+        """
         future = self._mig_jobs[job]
-        return future.result() if future.done() else None
+        if not future.done():
+            return None
+        error = future.exception()
+        return future.result() if error is None else f"{type(error).__name__}: {error}"
 
     def mig_join(self, group: str, rank: int, backend: str) -> int:
         """Join the pair group with the worker of the same rank on the other instance."""
         device = self._mig_kv()[0].device
-        transport.join(self._mig_group(group), rank, transport.backend_for(device, backend))
+        chosen = transport.backend_for(device, backend)
+        with self._mig_side_stream(group):
+            transport.join(self._mig_group(group), rank, chosen, device)
         return 0
 
     def mig_leave(self, group: str) -> int:
@@ -68,7 +80,7 @@ class MigrationWorker:
     def mig_send(self, group: str, block_ids: list[int]) -> int:
         """Send these KV blocks of every layer, in order. Returns the bytes sent."""
         sent = 0
-        with self._mig_side_stream():
+        with self._mig_side_stream(group):
             for ids in self._mig_chunks(block_ids):
                 packed = torch.stack(
                     [kv.index_select(self._mig_dim(), ids) for kv in self._mig_kv()]
@@ -80,7 +92,7 @@ class MigrationWorker:
     def mig_receive(self, group: str, block_ids: list[int]) -> int:
         """Receive KV blocks of every layer into these. Returns the bytes received."""
         received = 0
-        with self._mig_side_stream():
+        with self._mig_side_stream(group):
             for ids in self._mig_chunks(block_ids):
                 packed = self._mig_buffer(len(ids))
                 transport.receive(self._mig_group(group), packed)
@@ -128,22 +140,29 @@ class MigrationWorker:
             lora_request=new.lora_request,
         )
 
+    def _mig_enter_thread(self) -> None:
+        """A new thread's GPU is the first one, whatever its worker's is."""
+        if (device := self._mig_kv()[0].device).type == "cuda":
+            torch.cuda.set_device(device)
+
     @contextmanager
-    def _mig_side_stream(self) -> Iterator[None]:
+    def _mig_side_stream(self, group: str) -> Iterator[None]:
         """On a GPU: a stream apart from the model's, which does not wait for the copy.
 
         Steps in flight may still use what the blocks held before, so the copy waits for those; and
-        its caller for the copy, before it says that the bytes are in place. Both waits block the
-        copy's thread alone.
+        its caller for the copy, before it says that the bytes are in place, or that none will be
+        written any more. Both waits block the copy's thread alone.
         """
         device = self._mig_kv()[0].device
         if device.type != "cuda":
             yield
             return
         torch.cuda.synchronize(device)
-        with torch.cuda.stream(torch.cuda.Stream(device)) as _:
-            yield
-            torch.cuda.current_stream(device).synchronize()
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            try:
+                yield
+            finally:
+                transport.settle(self._mig_group(group))
 
     def _mig_write(self, ids: torch.Tensor, packed: torch.Tensor) -> None:
         for kv, blocks in zip(self._mig_kv(), packed, strict=True):
@@ -167,7 +186,8 @@ class MigrationWorker:
     def _mig_chunks(self, block_ids: list[int]) -> tuple[torch.Tensor, ...]:
         per_block = self._mig_buffer(1).nbytes
         ids = torch.tensor(block_ids, dtype=torch.int64, device=self._mig_kv()[0].device)
-        return ids.split(max(1, CHUNK_BYTES // per_block)) if block_ids else ()
+        chunk = GPU_CHUNK_BYTES if ids.is_cuda else CHUNK_BYTES
+        return ids.split(max(1, chunk // per_block)) if block_ids else ()
 
     def _mig_group(self, group: str) -> str:
         return f"{group}/{self.rank}"

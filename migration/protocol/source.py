@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Literal
 
 from migration.protocol.messages import Refused, Reserved
-from migration.protocol.timing import LAST_STAGE_BLOCKS, SETTLE_TRIES
+from migration.protocol.timing import SETTLE_TRIES
 from migration.snapshot import Snapshot
 
 Outcome = Literal["completed", "refused", "aborted"]
@@ -257,10 +257,10 @@ class Source:
         return self._next_stage()
 
     def _next_stage(self) -> Action:
-        """Copy what is full by now, or suspend the request for what little is left."""
+        """Copy what is full by now, or suspend the request for the block that it is filling."""
         full = self._computed // self._block_size
         left = full - self._copied
-        if left <= LAST_STAGE_BLOCKS or self.stages + 1 >= self._max_stages:
+        if not left or self.stages + 1 >= self._max_stages:
             return self._to(State.PARKING, Park())
         copy = Copy(self._copied, left)
         self._copied, self.stages = full, self.stages + 1

@@ -1,9 +1,5 @@
 """The protocol's waits and bounds, beside the one that users set (`migration.timeout_s`)."""
 
-LAST_STAGE_BLOCKS = 1
-"""With so few full blocks left to copy the request is suspended: it fills one in `block_size`
-steps, so that another stage would find as many."""
-
 SETTLE_TRIES = 3
 """How often a destination that did not answer COMMIT is asked what became of it."""
 

@@ -50,6 +50,7 @@ def test_every_key_can_be_set():
                 "in_threshold": 4.5,
                 "min_gain": 0,
                 "max_concurrent": 1,
+                "max_stages": 3,
                 "timeout_s": 2,
             },
             "priorities": {"normal": {"priority": 1, "headroom_tokens": 2}},

@@ -130,16 +130,16 @@ async def test_full_blocks_are_copied_while_it_decodes_and_the_rest_when_it_is_p
     task = asyncio.create_task(source.move())
     await held.reached.wait()
     assert source.seam.running == {"r1"}
-    source.seam.computed_tokens += BLOCK
+    source.seam.computed_tokens += 2
     held.release()
     record = await task
-    assert source.links.sent == [[100, 101], [102, 103]]
+    assert source.links.sent == [[100, 101], [102]]
     assert record.stages == 2
 
 
-async def test_stages_go_on_until_little_is_left():
+async def test_stages_go_on_until_no_full_block_is_left():
     source = Source()
-    growth = iter([5, 3, 1])
+    growth = iter([5, 3])
 
     async def grows(message):
         source.seam.computed_tokens += BLOCK * next(growth, 0)
@@ -148,7 +148,7 @@ async def test_stages_go_on_until_little_is_left():
     source.peer.receive = grows
     source.peer.answer = Reserved(capacity=100 * BLOCK, cached_blocks=0)
     record = await moved(source)
-    assert [len(blocks) for blocks in source.links.sent] == [2, 5, 3, 2]
+    assert [len(blocks) for blocks in source.links.sent] == [2, 5, 3, 1]
     assert (record.outcome, record.stages) == ("completed", 4)
 
 
@@ -190,9 +190,14 @@ async def test_a_request_that_grows_meanwhile_asks_for_more_blocks():
         source.seam.computed_tokens = 4 * BLOCK - 2
         return message.count
 
-    source.peer.receive = grows
+    async def extends(message):
+        extended.append(message.tokens)
+        return Reserved(capacity=6 * BLOCK, cached_blocks=0)
+
+    extended = []
+    source.peer.receive, source.peer.extend = grows, extends
     assert (await moved(source)).outcome == "completed"
-    assert source.peer.calls.count("extend") == 1
+    assert extended == [4 * BLOCK - 2 + source.seam.growth]
 
 
 async def test_no_room_for_a_later_stage_leaves_the_source_untouched():

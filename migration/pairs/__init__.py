@@ -1,0 +1,1 @@
+"""Backends of ours in Ray's registry of collective groups: groups of two that send and receive."""

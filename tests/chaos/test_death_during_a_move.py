@@ -1,0 +1,112 @@
+"""An instance that hangs or dies in the middle of a move: the request's stream is what it was."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from openai import APIError, AsyncOpenAI
+
+from load_tests.servers import Server, fleet
+from tests.e2e.conftest import all_up, write_config
+from tests.e2e.fleet import Fleet, Stream
+
+pytestmark = pytest.mark.e2e
+
+PROMPT = "the quick brown fox jumps over the lazy dog again and " * 60
+"""3,240 tokens: at the paper's bandwidth stage 0 takes 0.7 s, time enough to die in it."""
+
+OUTPUT_TOKENS = 80
+TIMEOUT_S = 2.0
+
+
+@asynccontextmanager
+async def paced_fleet(folder: Path) -> AsyncIterator[tuple[Server, Fleet, AsyncOpenAI]]:
+    """Two instances as slow as A10 GPUs, that give up a move after two seconds of silence."""
+    config = write_config(folder, "load_tests.paced:build_app")
+    settings = {"enabled": False, "timeout_s": TIMEOUT_S}
+    with fleet(config, {"migration": settings}, {}, folder / "fleet.log") as server:
+        await all_up(server.url)
+        url = f"{server.url}/v1"
+        async with (
+            Fleet(server.url) as api,
+            AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as openai,
+        ):
+            yield server, api, openai
+
+
+def process_of(server: Server, replica_id: str) -> psutil.Process:
+    """The process of a replica: the one that writes its log."""
+    for process in psutil.Process(server.pid).children(recursive=True):
+        if any(replica_id in file.path for file in process.open_files()):
+            return process
+    raise AssertionError(f"no process of {replica_id}")
+
+
+async def moving(api: Fleet, request_id: str) -> tuple[asyncio.Task[Any], str, str]:
+    """Begin a move and wait until its stage 0 is on its way: the call, source, destination."""
+    source = (await api.request(request_id))["replicas"][-1]
+    (destination,) = set(await api.replicas()) - {source}
+    call = asyncio.create_task(api.migrate(request_id, destination))
+    await api.until(lambda overview: any(r["migrating_in"] for r in overview["replicas"]))
+    return call, source, destination
+
+
+async def test_a_destination_that_hangs_or_dies_does_not_touch_the_stream(tmp_path: Path) -> None:
+    async with paced_fleet(tmp_path) as (server, api, openai):
+        expected = (await Stream(PROMPT, OUTPUT_TOKENS).run(openai)).result()
+        details = []
+
+        async def hang() -> None:
+            call, _, destination = await moving(api, "patient")
+            process_of(server, destination).send_signal(signal.SIGSTOP)
+            details.append(await call)
+            process_of(server, destination).send_signal(signal.SIGCONT)
+
+        async def die() -> None:
+            call, _, destination = await moving(api, "survivor")
+            process_of(server, destination).kill()
+            details.append(await call)
+
+        patient = await Stream(PROMPT, OUTPUT_TOKENS, "patient").run(openai, 5, hang)
+        await api.until_empty()
+        survivor = await Stream(PROMPT, OUTPUT_TOKENS, "survivor").run(openai, 5, die)
+        await api.until_empty()
+
+        assert [status for status, _ in details] == [409, 409], details
+        assert patient.result() == expected
+        assert survivor.result() == expected
+        for request_id in ("patient", "survivor"):
+            record = await api.request(request_id)
+            assert [move["outcome"] for move in record["migrations"]] == ["aborted"]
+            assert len(record["replicas"]) == 1
+
+
+async def test_a_source_that_dies_leaves_no_block_at_the_destination(tmp_path: Path) -> None:
+    async with paced_fleet(tmp_path) as (server, api, openai):
+        destinations = []
+
+        async def die() -> None:
+            call, source, destination = await moving(api, "victim")
+            destinations.append(destination)
+            process_of(server, source).kill()
+            await call
+
+        with pytest.raises(APIError):
+            await Stream(PROMPT, OUTPUT_TOKENS, "victim").run(openai, 5, die)
+
+        def given_back(overview: dict[str, Any]) -> bool:
+            return any(
+                each["replica_id"] == destinations[0]
+                and not (each["blocks_used"] or each["migrating_in"])
+                for each in overview["replicas"]
+            )
+
+        await api.until(given_back)
+        again = await Stream(PROMPT, OUTPUT_TOKENS).run(openai)
+        assert len(again.token_ids) == OUTPUT_TOKENS
+        await api.until_empty()
