@@ -20,6 +20,7 @@ from deployments.reporter import Reporter
 from migration.destination import Limits, MigrateIn
 from migration.engine_seam import EngineSeam
 from migration.links import Links
+from migration.protocol.timing import orphan_s
 from migration.snapshot import MigrationRecord, Submission
 from migration.source import MigrateOut
 
@@ -64,6 +65,7 @@ class Instance:
             self._seam,
             {name: c.headroom_tokens for name, c in config.priorities.items()},
             settings.max_concurrent,
+            orphan_s(settings.timeout_s),
             self._on_record,
         )
         self.outgoing = MigrateOut(

@@ -22,9 +22,6 @@ from migration.protocol.timing import PER_PAIR
 from migration.snapshot import CannotMove, MigrationRecord, Submission, UnknownRequest
 from migration.source import MigrateOut, Reason
 
-ORPHAN_S = 10.0
-"""A request that no ingress has an open call for is dropped after this time."""
-
 WORTH_MOVING_TOKENS = 16
 """A request this near its end stays: it would finish sooner than the move pays."""
 
@@ -44,6 +41,7 @@ class Llumlet:
         seam: EngineSeam,
         headroom_tokens: Mapping[str, int],
         max_concurrent: int,
+        orphan_s: float,
         on_record: Callable[[Submission, MigrationRecord], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,6 +54,7 @@ class Llumlet:
         self._seam = seam
         self._headroom_blocks = {c: seam.blocks_for(n) for c, n in headroom_tokens.items()}
         self._max_concurrent = max_concurrent
+        self._orphan_s = orphan_s
         self._on_record = on_record
         self._clock = clock
         self._arrived: list[str] = []
@@ -205,7 +204,7 @@ class Llumlet:
         now = self._clock()
         for owned in list(self.owned.values()):
             since = owned.unattached_since
-            if since is not None and now - since > ORPHAN_S and not owned.migrating:
+            if since is not None and now - since > self._orphan_s and not owned.migrating:
                 if not owned.outcome.done():
                     logger.warning(
                         "%s: no ingress asks for it, dropped", owned.submission.request_id

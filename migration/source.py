@@ -143,9 +143,10 @@ class MigrateOut:
             case protocol.Cancel():
                 await self._in_time(peer.cancel(attempt.migration_id))
             case protocol.Release():
-                await self._steps.run(partial(self._seam.drop, attempt.submission.request_id))
+                # First of all the ingress: the new owner waits for it to attach, but not for ever.
                 if not attempt.owned.aborted:
                     attempt.owned.leave(Outcome("moved", attempt.destination))
+                await self._steps.run(partial(self._seam.drop, attempt.submission.request_id))
             case protocol.ForwardAbort():
                 await self._forward_abort(attempt)
         return protocol.Done()

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from openai import APIError, AsyncOpenAI
 
 from load_tests.servers import Server, fleet
@@ -28,6 +29,11 @@ TIMEOUT_S = 2.0
 async def paced_fleet(folder: Path) -> AsyncIterator[tuple[Server, Fleet, AsyncOpenAI]]:
     """Two instances as slow as A10 GPUs, that give up a move after two seconds of silence."""
     config = write_config(folder, "load_tests.paced:build_app")
+    content = yaml.safe_load(config.read_text())
+    # What the destination has cached would not be sent, and there would be no stage 0 to die in.
+    arguments = content["applications"][0]["args"]["model"]["engine_kwargs"]
+    arguments["enable_prefix_caching"] = False
+    config.write_text(yaml.safe_dump(content))
     settings = {"enabled": False, "timeout_s": TIMEOUT_S}
     with fleet(config, {"migration": settings}, {}, folder / "fleet.log") as server:
         await all_up(server.url)
@@ -40,9 +46,10 @@ async def paced_fleet(folder: Path) -> AsyncIterator[tuple[Server, Fleet, AsyncO
 
 
 def process_of(server: Server, replica_id: str) -> psutil.Process:
-    """The process of a replica: the one that writes its log."""
+    """The process of a replica: the one whose log says that it is this one."""
     for process in psutil.Process(server.pid).children(recursive=True):
-        if any(replica_id in file.path for file in process.open_files()):
+        logs = {file.path for file in process.open_files() if file.path.endswith(".err")}
+        if any(f"instance {replica_id} up" in Path(log).read_text() for log in logs):
             return process
     raise AssertionError(f"no process of {replica_id}")
 
@@ -52,7 +59,7 @@ async def moving(api: Fleet, request_id: str) -> tuple[asyncio.Task[Any], str, s
     source = (await api.request(request_id))["replicas"][-1]
     (destination,) = set(await api.replicas()) - {source}
     call = asyncio.create_task(api.migrate(request_id, destination))
-    await api.until(lambda overview: any(r["migrating_in"] for r in overview["replicas"]))
+    await api.until(lambda overview: any(r["migrating_out"] for r in overview["replicas"]))
     return call, source, destination
 
 

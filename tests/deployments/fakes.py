@@ -120,6 +120,9 @@ class Incoming:
         self.expired += 1
 
 
+ORPHAN_S = 10.0
+
+
 class Instance:
     """A llumlet on all of these. `now` is its clock."""
 
@@ -134,6 +137,7 @@ class Instance:
             self.engine,  # type: ignore[arg-type]
             {"high": 160, "normal": 0},
             max_concurrent,
+            ORPHAN_S,
             lambda _, record: self.records.append(record),
             clock=lambda: self.now,
         )

@@ -6,11 +6,11 @@ import math
 import pytest
 
 from deployments.engine_loop import EngineDead
-from deployments.llumlet import BACKOFF_S, ORPHAN_S
+from deployments.llumlet import BACKOFF_S
 from deployments.messages import Orders
 from migration.ownership import Outcome
 from migration.snapshot import CannotMove, UnknownRequest
-from tests.deployments.fakes import Instance, let_others_run, submission
+from tests.deployments.fakes import ORPHAN_S, Instance, let_others_run, submission
 
 # --- open calls ---------------------------------------------------------------------------------
 
