@@ -156,6 +156,7 @@ class Llumlet:
             )
         move = asyncio.create_task(self._move(owned, destination, reason))
         self._moves[move] = destination
+        self.changed.set()
         move.add_done_callback(self._moves.pop)
         return await asyncio.shield(move)
 
