@@ -1,9 +1,9 @@
-"""Ten thousand moves in virtual time, other ones in every run: see tests/migration/world.py."""
+"""Ten thousand moves in virtual time, other ones in every run: see tests/migration/sim/world.py."""
 
 import pytest
 from hypothesis import given, settings
 
-from tests.migration.scenario import Scenario
+from tests.migration.sim.scenario import Scenario
 from tests.migration.test_protocol_properties import ORDINARY, check, scenarios
 
 pytestmark = pytest.mark.e2e

@@ -1,6 +1,6 @@
 """A move under everything that can happen to it: messages, copies, engines and clients fail.
 
-Each example is one run of two instances in virtual time (`tests.migration.world`); the real
+Each example is one run of two instances in virtual time (`tests.migration.sim.world`); the real
 Llumlet, MigrateOut, MigrateIn and Links carry the moves out. Pinned down: never two owners and
 never none, every token right and none missing, no block or reservation left behind, no request
 that stands still for ever.
@@ -19,10 +19,10 @@ from migration.peer import PeerLost
 from migration.protocol.source import Source
 from migration.snapshot import CannotMove
 from migration.source import MigrateOut
-from tests.migration.scenario import Event, Fault, Request, Scenario
-from tests.migration.sim_engine import SimEngine
-from tests.migration.sim_transport import CopyFault, Wires
-from tests.migration.world import play
+from tests.migration.sim.engine import SimEngine
+from tests.migration.sim.scenario import Event, Fault, Request, Scenario
+from tests.migration.sim.transport import CopyFault, Wires
+from tests.migration.sim.world import play
 
 ORDINARY = settings(
     max_examples=600,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tests.migration.sim_transport import CopyFault
+from tests.migration.sim.transport import CopyFault
 
 Message = Literal["connect", "reserve", "extend", "receive", "commit", "cancel", "abort"]
 Fate = Literal["lost", "unreachable", "late", "answer lost", "cut", "twice"]

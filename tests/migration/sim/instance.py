@@ -20,14 +20,14 @@ from migration.protocol.messages import Commit, Extend, Refused, Reserve, Reserv
 from migration.protocol.timing import orphan_s
 from migration.snapshot import Submission
 from migration.source import MigrateOut
-from tests.migration import virtual_time
-from tests.migration.scenario import Request
-from tests.migration.sim_engine import SimEngine
-from tests.migration.sim_kv import request_bytes, stream
-from tests.migration.sim_transport import SimWorker
+from tests.migration.sim import virtual_time
+from tests.migration.sim.engine import SimEngine
+from tests.migration.sim.kv import request_bytes, stream
+from tests.migration.sim.scenario import Request
+from tests.migration.sim.transport import SimWorker
 
 if TYPE_CHECKING:
-    from tests.migration.world import World
+    from tests.migration.sim.world import World
 
 LATE_TOKENS_S = 5.0
 """As app.fleet_client's GAP_S."""

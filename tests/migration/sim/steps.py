@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from deployments.engine_loop import EngineDead
 from migration.engine_seam import Reservation
 from migration.snapshot import Submission
-from tests.migration.sim_kv import BLOCK, Pool, is_last, kv_of, token_after
+from tests.migration.sim.kv import BLOCK, Pool, is_last, kv_of, token_after
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from typing import Any
 from migration.engine_seam import Reservation, Standing
 from migration.protocol.messages import Refused
 from migration.snapshot import CannotMove, Snapshot, Submission, UnknownRequest
-from tests.migration.sim_kv import BLOCK
-from tests.migration.sim_steps import CHUNK, MAX_BATCH, SimRequest, SimSteps
+from tests.migration.sim.kv import BLOCK
+from tests.migration.sim.steps import CHUNK, MAX_BATCH, SimRequest, SimSteps
 
 GROWTH = 6
 """As SLACK_TOKENS, for blocks as small as these."""

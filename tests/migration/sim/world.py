@@ -17,12 +17,12 @@ from migration.ownership import Owned
 from migration.peer import PeerLost
 from migration.protocol.timing import SETTLE_PAUSE_S, SETTLE_TRIES
 from migration.snapshot import CannotMove, MigrationRecord
-from tests.migration import virtual_time
-from tests.migration.scenario import Event, Fault, Scenario
-from tests.migration.sim_engine import SimEngine
-from tests.migration.sim_instance import Client, Instance
-from tests.migration.sim_steps import SimSteps, Watcher
-from tests.migration.sim_transport import TICK_S, Wires
+from tests.migration.sim import virtual_time
+from tests.migration.sim.engine import SimEngine
+from tests.migration.sim.instance import Client, Instance
+from tests.migration.sim.scenario import Event, Fault, Scenario
+from tests.migration.sim.steps import SimSteps, Watcher
+from tests.migration.sim.transport import TICK_S, Wires
 
 LONGEST_RUN_S = 400.0
 REST_S = 0.5

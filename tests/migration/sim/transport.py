@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deployments.engine_loop import EngineDead
-from tests.migration.sim_engine import BLOCK, SimEngine
+from tests.migration.sim.engine import BLOCK, SimEngine
 
 PAIR_TIMEOUT_S = 20.0
 """As in migration.transport."""
