@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -119,11 +120,11 @@ class FleetClient(EngineCoreClient):
         """Keep a call open at the replica that owns the request, wherever it moves."""
         request_id = entry.submission.request_id
         try:
-            outcome: Outcome = await call(self._replicas, "submit", entry.submission)
+            outcome = await self._left(entry, call(self._replicas, "submit", entry.submission))
             while outcome.kind == "moved" and outcome.destination and not entry.ended:
                 entry.moved_to(outcome.destination)
                 owner = pinned(self._replicas, outcome.destination)
-                outcome = await call(owner, "attach", request_id)
+                outcome = await self._left(entry, call(owner, "attach", request_id))
         except Exception as error:  # over gRPC a dead engine's error arrives as it was raised
             self._fail(entry, f"its replica was lost ({type(error).__name__})")
             return
@@ -131,6 +132,16 @@ class FleetClient(EngineCoreClient):
             self._fail(entry, f"its replica says: {outcome.kind}")
         elif not entry.ended:
             entry.left_at = time.monotonic()  # its last tokens may still be on their way
+
+    async def _left(self, entry: Entry, leaving: Awaitable[Outcome]) -> Outcome:
+        """How the request left the replica of an open call. Raises where that died with it."""
+        held = len(entry.replicas)
+        try:
+            return await leaving
+        except Exception:
+            if len(entry.replicas) <= max(held, 1):
+                raise
+            return Outcome("moved", entry.replicas[-1])  # the new owner said so, the old one died
 
     def _abort(self, entry: Entry) -> None:
         self.journal.close(entry)

@@ -154,6 +154,7 @@ class Llumlet:
                 f"{self.replica_id} has {len(self._moves)} requests on the move: it may have"
                 f" {self._max_concurrent}, and {PER_PAIR} to the same instance"
             )
+        owned.migrating = True  # before the task runs: a second call must see it
         move = asyncio.create_task(self._move(owned, destination, reason))
         self._moves[move] = destination
         self.changed.set()
@@ -168,8 +169,8 @@ class Llumlet:
         record = await self._out.move(owned, destination, reason)
         self.migrations[record.outcome] += 1
         self._on_record(owned.submission, record)
-        if owned.outcome.done():
-            self._forget(owned)
+        if owned.outcome.done() and owned.unattached_since is None:
+            self._forget(owned)  # else its ingress has yet to ask where it went
         self.changed.set()
         return record
 

@@ -74,6 +74,7 @@ class LLMReplica:
 
     # --- migration, as the destination ---
 
+    @answers_refusals
     async def connect(self, group: str) -> None:
         """Join a pair group as the receiving end."""
         await self._instance.links.join(group)

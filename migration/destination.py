@@ -48,6 +48,10 @@ class _Move:
     stages: dict[int, asyncio.Task[int]] = field(default_factory=dict)
     committing: asyncio.Task[None] | None = None
 
+    @property
+    def copying(self) -> bool:
+        return any(not task.done() for task in self.stages.values())
+
     def on(self, event: Event) -> None:
         self.state = after(self.state, event)
 
@@ -218,15 +222,16 @@ class MigrateIn:
             reserving = move.state is State.RESERVING
             move.on(Event.CANCEL)
             if not reserving:  # else the reservation is given back by who makes it
-                await asyncio.shield(self._task(self._end(move, committed=False)))
+                ending = self._task(self._end(move, committed=False))
+                if not move.copying:  # which may hang, while the answer is known already
+                    await asyncio.shield(ending)
         return True
 
     async def expire(self) -> None:
         """Cancel what its source forgot: it died, or its messages are lost."""
         now = self._clock()
         for move in list(self._moves.values()):
-            copying = any(not task.done() for task in move.stages.values())
-            if move.state is State.HELD and move.expires < now and not copying:
+            if move.state is State.HELD and move.expires < now and not move.copying:
                 logger.warning(
                     "migration %s from %s: no word, reservation dropped",
                     move.migration_id,

@@ -7,11 +7,13 @@ does not know; *install* hands it over on the native path of "resumed from preem
 A).
 """
 
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
@@ -157,6 +159,8 @@ class EngineSeam:
             raise CannotMove("speculative decoding keeps state that cannot be moved")
         if len(self._kv.kv_cache_config.kv_cache_groups) != 1:
             raise CannotMove("hybrid KV caches (more than one group) are not moved yet")
+        if type(self._kv.coordinator.single_type_managers[0]) is not FullAttentionManager:
+            raise CannotMove("models that drop KV blocks (sliding window) are not moved yet")
         return request
 
     def inspect(self, submission: Submission) -> Standing:
@@ -185,10 +189,11 @@ class EngineSeam:
         *_, generator = self.workers("mig_generator", request.request_id)  # the last rank samples
         return self._standing(request, submission, generator)
 
-    def unpark(self, request_id: str) -> None:
+    def unpark(self, request_id: str) -> bool:
         """Put a request back that `park` took out of the batch, as if nothing had happened.
 
-        Nothing where it is in the batch or a queue, or was aborted.
+        Nothing where it is in the batch or a queue, or was aborted. False: tokens are in flight,
+        ask next step.
         """
         request, scheduler = self.requests().get(request_id), self._scheduler
         queues = (
@@ -198,10 +203,13 @@ class EngineSeam:
             scheduler.deferred_waiting,
         )
         if request is None or request.is_finished() or any(request in queue for queue in queues):
-            return
+            return True
+        if request.num_in_flight_tokens or request.num_output_placeholders:
+            return False
         if request.num_computed_tokens or request.num_output_tokens:
             request.status = RequestStatus.PREEMPTED
         self._enqueue(request)
+        return True
 
     def reserve(self, snapshot: Snapshot, tokens: int, keep_free: float) -> Reservation | Refused:
         """Allocate blocks for the KV of `tokens` tokens; `keep_free` is the freeness that must
@@ -234,6 +242,7 @@ class EngineSeam:
     def extend(self, reservation: Reservation, tokens: int, keep_free: float) -> Refused | None:
         """Hold blocks for `tokens` tokens, if they are not held yet."""
         request, held = reservation.request, self.capacity(reservation)
+        tokens = min(tokens, self._kv.max_model_len)
         if tokens <= held:
             return None
         if not self._has_room(tokens - held, keep_free):
@@ -320,8 +329,11 @@ class EngineSeam:
             self.workers("mig_seed", seed, outputs, snapshot.generator)
         if outputs:
             request.prefill_stats = None  # its prompt was counted where it was computed
+        elif snapshot.computed_tokens and request.prefill_stats is not None:
+            request.prefill_stats.set(request.num_prompt_tokens, 0, 0)  # counted with token one
+        now = time.monotonic()
         request.events = [
-            EngineCoreEvent(EngineCoreEventType(kind), at) for kind, at in snapshot.events
+            EngineCoreEvent(EngineCoreEventType(kind), now - ago) for kind, ago in snapshot.events
         ]
         self._clients.expect(request.client_index, request.request_id, len(outputs))
         self.requests()[request.request_id] = request
@@ -336,14 +348,15 @@ class EngineSeam:
         self, request: Request, submission: Submission, generator: bytes | None
     ) -> Standing:
         # Under async scheduling what is in flight is neither computed nor told to anybody yet.
-        computed = request.num_computed_tokens - request.num_in_flight_tokens
+        computed = max(0, request.num_computed_tokens - request.num_in_flight_tokens)
+        now = time.monotonic()
         snapshot = Snapshot(
             submission=submission,
             output_token_ids=tuple(request.output_token_ids),
             computed_tokens=computed,
             preemptions=request.num_preemptions,
             generator=generator,
-            events=tuple((int(event.type), event.timestamp) for event in request.events),
+            events=tuple((int(event.type), now - event.timestamp) for event in request.events),
         )
         prefilling = computed < request.num_tokens - 1
         chunk = min(self._scheduler.max_num_scheduled_tokens, request.num_tokens - computed)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from migration.engine_seam import EngineSeam
 from migration.peer import Peer, StepThread
+from migration.snapshot import CannotMove
 
 T = TypeVar("T")
 
@@ -75,7 +76,11 @@ class Links:
         if earlier := self._joined.pop(source, None):
             self._leave(earlier)
         self._joined[source] = group
-        await self._job("mig_join", group, 1, self._backend)
+        try:
+            await self._job("mig_join", group, 1, self._backend)
+        except Exception as error:
+            self._leave(group)
+            raise CannotMove(f"the link did not come up: {error}") from None
 
     async def receive(self, group: str, block_ids: list[int]) -> int:
         """Receive blocks into these; a failure leaves the group, which its source then remakes."""

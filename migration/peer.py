@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class PeerLost(Exception):
-    """The other instance died or cannot be reached; it will not act on what was asked."""
+    """The other instance died or cannot be reached; what was asked may have happened, or not."""
 
 
 class Peer(Protocol):

@@ -28,7 +28,7 @@ class Snapshot:
 
     `computed_tokens` is how many leading tokens have their KV in the blocks that travel beside the
     snapshot; with 0 the destination computes them again. `generator` is the state of a seeded
-    request's torch.Generator. `events` are vLLM's (type, monotonic seconds) not told to the client.
+    request's torch.Generator. `events` are vLLM's (type, seconds ago) not told to the client.
     """
 
     submission: Submission
@@ -37,11 +37,6 @@ class Snapshot:
     preemptions: int = 0
     generator: bytes | None = None
     events: tuple[tuple[int, float], ...] = ()
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and output tokens so far."""
-        return self.submission.prompt_tokens + len(self.output_token_ids)
 
     def without_kv(self) -> "Snapshot":
         """The same, but for the destination to compute the KV again."""

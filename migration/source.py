@@ -139,7 +139,9 @@ class MigrateOut:
             case protocol.Settle():
                 return await self._settle(attempt)
             case protocol.Unpark():
-                await self._steps.run(partial(self._seam.unpark, attempt.submission.request_id))
+                unpark = partial(self._seam.unpark, attempt.submission.request_id)
+                while not await self._steps.run(unpark):
+                    pass  # as in `_park`
             case protocol.Cancel():
                 await self._in_time(peer.cancel(attempt.migration_id))
             case protocol.Release():

@@ -26,6 +26,7 @@ class GlooPair(Pair):
         self._lock = threading.Lock()
         self._group: Any = None
         self._store: Any = None
+        self._left = False
 
     @classmethod
     def backend(cls) -> str:
@@ -47,19 +48,23 @@ class GlooPair(Pair):
                 one.copy_(copy)
 
     def destroy_group(self) -> None:
-        with self._lock:
-            self._group = self._store = None
+        # Without the lock, which a join that hangs holds: Ray's own for all groups is held here.
+        self._left = True
+        self._group = self._store = None
         if self.rank == 0:
             internal_kv._internal_kv_del(self._key())
 
     def _connected(self) -> Any:
         with self._lock:
-            if self._group is None:
+            if self._left:
+                raise RuntimeError(f"{self.group_name} was left")
+            group = self._group
+            if group is None:
                 self._store = self._open_store()
-                self._group = dist.ProcessGroupGloo(
+                group = self._group = dist.ProcessGroupGloo(
                     self._store, self.rank, self.world_size, timedelta(seconds=PAIR_TIMEOUT_S)
                 )
-            return self._group
+            return group
 
     def _open_store(self) -> Any:
         timeout = timedelta(seconds=PAIR_TIMEOUT_S)

@@ -129,6 +129,26 @@ async def test_a_dead_engine_fails_every_open_call():
             await call
 
 
+async def test_of_two_calls_to_move_a_request_at_once_one_is_made():
+    here = Instance()
+    call = await here.submitted()
+    moves = [here.llumlet.migrate_out("r1", there, "admin") for there in ("there", "elsewhere")]
+    _, second = await asyncio.gather(*moves, return_exceptions=True)
+    assert isinstance(second, CannotMove)
+    assert len(here.outgoing.moves) == 1
+    await call
+
+
+async def test_an_ingress_that_comes_late_hears_where_the_request_went():
+    """It moved on before the ingress could attach."""
+    here = Instance()
+    here.llumlet.own(submission())
+    here.engine.give("r1")
+    await here.llumlet.migrate_out("r1", "there", "drain")
+    assert await here.llumlet.attach("r1") == Outcome("moved", "there")
+    assert here.llumlet.owned == {}
+
+
 # --- orphans ------------------------------------------------------------------------------------
 
 

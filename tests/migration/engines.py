@@ -110,7 +110,7 @@ def submission(prompt: list[int], **sampling: Any) -> Submission:
         params.structured_outputs._backend = "xgrammar"
     # The front end's tokenizer would do this: a token of the tiny model is a byte.
     params._bad_words_token_ids = [list(word.encode()) for word in params.bad_words or ()]
-    request_id = f"r{next(_ids)}"
+    request_id = f"r{next(_ids):06}"  # vLLM's priority queue breaks ties by it
     request = EngineCoreRequest(
         request_id=request_id,
         prompt_token_ids=prompt,
@@ -129,9 +129,7 @@ def submission(prompt: list[int], **sampling: Any) -> Submission:
 def reserve(source: Engine, destination: Engine, request: Submission) -> Reservation:
     """A reservation that must succeed."""
     standing = source.seam.inspect(request)
-    tokens = (
-        standing.snapshot.computed_tokens and standing.snapshot.computed_tokens + standing.growth
-    )
+    tokens = standing.snapshot.computed_tokens + standing.growth
     answer = destination.seam.reserve(standing.snapshot, tokens, keep_free=0)
     assert not isinstance(answer, Refused), answer.reason
     return answer

@@ -137,13 +137,14 @@ class Seam:
         self.parked.add(request_id)
         return self._standing(submission)
 
-    def unpark(self, request_id: str) -> None:
+    def unpark(self, request_id: str) -> bool:
         """A request that is in the batch stays there."""
         self._called("unpark")
         if self.owns(request_id):
             self.parked.discard(request_id)
             self.out_of_batch.discard(request_id)
             self.running.add(request_id)
+        return True
 
     def drop(self, request_id: str) -> None:
         self._called("drop")

@@ -215,10 +215,10 @@ def test_a_destination_keeps_room_for_those_it_has(engines: tuple[Engine, Engine
     here.seam.add(request)
     here.run_until(request.request_id, 1)
     snapshot = here.seam.inspect(request).snapshot
-    needed = there.seam.blocks_for(snapshot.tokens + 64)
+    needed = there.seam.blocks_for(snapshot.computed_tokens + 64)
 
     room = there.seam.blocks_total - needed
-    answer = there.seam.reserve(snapshot, snapshot.tokens + 64, keep_free=room)
+    answer = there.seam.reserve(snapshot, snapshot.computed_tokens + 64, keep_free=room)
 
     assert isinstance(answer, Refused)
 
@@ -249,3 +249,21 @@ def test_a_seeded_request_with_a_chunked_prefill_does_not_kill_the_engine(
     here.run_out()
 
     assert len(here.tokens(request.request_id)) == 4
+
+
+def test_a_reservation_grows_up_to_the_longest_request_and_not_beyond(
+    engines: tuple[Engine, Engine],
+) -> None:
+    here, there = engines
+    request = submission([70] * 2000)
+    here.seam.add(request)
+    here.run_until(request.request_id, 1)
+    reservation = reserve(here, there, request)
+
+    for tokens in (2500, 4096, 4100):
+        assert there.seam.extend(reservation, tokens, keep_free=0) is None
+    assert there.seam.capacity(reservation) == 4096
+    assert len(set(reservation.block_ids)) == 4096 // 32
+
+    there.seam.cancel(reservation)
+    here.seam.drop(request.request_id)

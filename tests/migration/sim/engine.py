@@ -52,11 +52,14 @@ class SimEngine(SimSteps):
         self._watcher.happened("parked")
         return None if request.in_flight else self._standing(request)
 
-    def unpark(self, request_id: str) -> None:
+    def unpark(self, request_id: str) -> bool:
         if request_id in self.parked:
+            if self.requests[request_id].in_flight:
+                return False
             self._count_stop(request_id)
             self.waiting.appendleft(self.requests[request_id])
             self._wake.set()
+        return True
 
     def reserve(self, snapshot: Snapshot, tokens: int, keep_free: float) -> Reservation | Refused:
         if len(self.running) + len(self.waiting) >= MAX_BATCH:
