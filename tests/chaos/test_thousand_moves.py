@@ -26,8 +26,9 @@ from tests.e2e.fleet import Fleet, Stream, a_prompt
 pytestmark = pytest.mark.e2e
 
 MOVES = 1000
-WARM_MOVES = 200
-"""Memory is first looked at after so many: by then links, buffers and caches are there."""
+WARM_MOVES = 500
+"""Memory is first looked at after so many: by then links, buffers and caches are there, and malloc
+has its arenas for all threads."""
 
 INSTANCES = 3
 REQUESTS = 40
