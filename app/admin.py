@@ -160,10 +160,12 @@ def load_to_json(load: InstanceLoad) -> dict[str, Any]:
         "freeness": round(load.freeness, 3) if math.isfinite(load.freeness) else None,
         "blocks_total": load.blocks_total,
         "blocks_used": load.blocks_used,
+        "head_of_line_blocks": load.head_of_line_blocks,
         "running": load.running,
         "waiting": load.waiting,
         "migrating_in": load.migrating_in,
         "migrating_out": load.migrating_out,
+        "emulation_drift": round(load.emulation_drift, 6),
     }
 
 

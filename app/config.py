@@ -11,12 +11,21 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from app import engine_args
+from deployments.emulated.profile import load_profile
 
 PROJECT = Path(__file__).parents[1]
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -54,6 +63,37 @@ class ModelConfig(Section):
         # Absolute, because replicas run in whatever folder Ray was started in.
         folder = local_folder(source)
         return source if folder is None else str(folder)
+
+
+class EmulatedEngine(Section):
+    """vLLM's scheduler and KV blocks, and an accelerator that only takes its time."""
+
+    profile: NonEmpty = Field(
+        description="a profile in load_tests/profiles by name, or a file: how long steps take"
+    )
+
+    @field_validator("profile")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        load_profile(name)
+        return name
+
+
+class EngineConfig(Section):
+    """What runs the model; `engine: vllm` is short for nothing set here."""
+
+    emulated: EmulatedEngine | None = Field(
+        default=None, description="no accelerator and no weights: tokens mean nothing"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value != "vllm":
+                raise ValueError(f"{value!r} is not known; it is vllm, or {{emulated: ...}}")
+            return {}
+        return value
 
 
 class MigrationConfig(Section):
@@ -113,7 +153,10 @@ class FleetConfig(Section):
     """All that can be set in `args`."""
 
     model: ModelConfig = Field(description="the model and its engine arguments")
-    engine: Literal["vllm"] = Field(default="vllm", description="what runs the model")
+    engine: EngineConfig = Field(
+        default_factory=EngineConfig,
+        description="what runs the model: vllm, or {emulated: {profile: NAME}}",
+    )
     replicas: int = Field(default=2, ge=1, description="instances, each with an engine")
     dispatch: Literal["freeness", "queue", "power_of_two", "round_robin"] = Field(
         default="freeness", description="how the instance for a new request is chosen"
@@ -171,6 +214,8 @@ def resources(config: FleetConfig) -> dict[str, Any]:
     """
     model = config.model
     count = ranks(model)
+    if config.engine.emulated:
+        return {"ray_actor_options": {"num_cpus": 0.1}}
     if cpu_build():
         _refuse_gpus(model)
         return {"ray_actor_options": {"num_cpus": 1}}
@@ -287,4 +332,6 @@ def _section(path: Iterable[object]) -> type[Section]:
     kind: Any = FleetConfig
     for key in path:
         kind = get_args(kind)[1] if get_origin(kind) is dict else kind.model_fields[key].annotation
+        if isinstance(kind, UnionType):  # a section, or None
+            kind = get_args(kind)[0]
     return kind

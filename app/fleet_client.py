@@ -188,7 +188,7 @@ class FleetClient(EngineCoreClient):
                 if isinstance(message, Ownership):
                     entry.moved_to(message.replica_id)
                 elif isinstance(message, MigrationRecord):
-                    entry.migrations.append(message)
+                    entry.migrations.append(msgspec.structs.replace(message, at=time.time()))
 
     def _step(self, step: Step) -> None:
         outputs = step.outputs

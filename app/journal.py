@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
+from app.stalls import Stalls
 from migration.snapshot import MigrationRecord, Submission
 
 ENDED_KEPT = 1000
@@ -47,6 +48,7 @@ class Entry:
     gap_since: float | None = None
     left_at: float | None = None
     output_tokens: int = 0
+    stalls: Stalls = field(default_factory=Stalls)
 
     @property
     def ended(self) -> bool:
@@ -68,6 +70,8 @@ class Entry:
     def moved_to(self, replica_id: str) -> None:
         """Another replica owns it now."""
         if not self.replicas or self.replicas[-1] != replica_id:
+            if self.replicas:
+                self.stalls.moved(time.monotonic())
             self.replicas.append(replica_id)
 
     def _fresh(self, first: int, output: EngineCoreOutput) -> list[EngineCoreOutput]:
@@ -76,6 +80,8 @@ class Entry:
             if seen >= len(output.new_token_ids):
                 return []
             output.new_token_ids = output.new_token_ids[seen:]
+        if output.events:
+            self.stalls.observe(output.events, time.monotonic())
         self.tokens += output.new_token_ids
         self.output_tokens = len(self.tokens)
         self.state = _ENDS.get(output.finish_reason, "finished") if output.finished else "running"
@@ -98,6 +104,7 @@ class Entry:
             "replicas": list(self.replicas),
             "migrations": [record.to_json() for record in self.migrations],
             "recoveries": 0,
+            **self.stalls.to_json(),
         }
 
 

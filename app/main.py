@@ -15,8 +15,6 @@ from deployments.replica import LLMReplica
 from deployments.router import FleetRouter
 from deployments.scheduler import Scheduler
 
-WORKER_EXTENSION = "migration.worker.MigrationWorker"
-
 MAX_ONGOING = 8192
 """Open calls to one replica: vLLM's own queue is the place to wait in, where freeness sees it."""
 
@@ -33,8 +31,11 @@ def build_app(args: dict[str, Any]) -> Application:
     return build_fleet(config)
 
 
-def build_fleet(config: FleetConfig, worker_extension: str = WORKER_EXTENSION) -> Application:
-    """Ingress, Scheduler, instances. Serve's YAML may override options by deployment name."""
+def build_fleet(config: FleetConfig, worker_extension: str | None = None) -> Application:
+    """Ingress, Scheduler, instances. Serve's YAML may override options by deployment name.
+
+    `worker_extension`: vLLM's `worker_extension_cls`, where it is not the engine's usual one.
+    """
     replica = serve.deployment(LLMReplica).options(
         name=REPLICA,
         num_replicas=config.replicas,
@@ -70,11 +71,12 @@ def build_fleet(config: FleetConfig, worker_extension: str = WORKER_EXTENSION) -
     return ingress.bind(
         config,
         replica.bind(config, worker_extension),
-        scheduler.bind(config.dispatch, _rule(config)),
+        scheduler.bind(config.dispatch, pairing_rule(config)),
     )
 
 
-def _rule(config: FleetConfig) -> PairingRule | None:
+def pairing_rule(config: FleetConfig) -> PairingRule | None:
+    """When the scheduler pairs instances; None where requests do not move by themselves."""
     settings = config.migration
     if not settings.enabled:
         return None

@@ -5,13 +5,16 @@ import os
 import pickle
 from typing import Any
 
+import msgspec
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor import Executor
 
-from app.config import ModelConfig, executor
+from app.config import EngineConfig, ModelConfig, executor
+from deployments.emulated import worker as emulated
+from deployments.emulated.profile import load_profile
 
 ENVIRONMENT = {
     # The engine runs in the replica's process, where its scheduler can be reached between steps.
@@ -22,20 +25,43 @@ ENVIRONMENT = {
 }
 
 
-def build(model: ModelConfig, worker_extension: str) -> VllmConfig:
-    """vLLM's configuration of one instance. Raises what vLLM raises for wrong arguments."""
+VLLM_WORKER = "migration.worker.MigrationWorker"
+EMULATED_WORKER = "deployments.emulated.worker.EmulatedMigration"
+
+
+def build(
+    model: ModelConfig, engine: EngineConfig, worker_extension: str | None = None
+) -> VllmConfig:
+    """vLLM's configuration of one instance. Raises what vLLM raises for wrong arguments.
+
+    `worker_extension`: instead of the one that goes with the engine.
+    """
     os.environ.update(ENVIRONMENT)
+    extension = worker_extension or (EMULATED_WORKER if engine.emulated else VLLM_WORKER)
     args = AsyncEngineArgs(
         model=model.model_source,
         served_model_name=[model.model_id],
-        worker_extension_cls=worker_extension,
+        worker_extension_cls=extension,
         **{
             "scheduling_policy": "priority",
+            **_engine_defaults(engine),
             **engine_arguments(model),
             "distributed_executor_backend": executor(model),
         },
     )
     return args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+
+
+def _engine_defaults(engine: EngineConfig) -> dict[str, Any]:
+    """What an emulated engine is made of; nothing for vLLM's own."""
+    if engine.emulated is None:
+        return {}
+    profile = load_profile(engine.emulated.profile)
+    return {
+        **emulated.engine_arguments(profile),
+        "worker_cls": emulated.WORKER,
+        "additional_config": {emulated.PROFILE: msgspec.to_builtins(profile)},
+    }
 
 
 def engine_arguments(model: ModelConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from deployments.llumlet import Llumlet
 from deployments.messages import Hello
 from deployments.metrics import ReplicaMetrics
 from deployments.outbox import Outbox
-from deployments.pinned import ServePeer
+from deployments.pinned import ServePeer, call
 from deployments.reporter import Reporter
 from migration.destination import Limits, MigrateIn
 from migration.engine_seam import EngineSeam
@@ -37,12 +37,12 @@ class Instance:
         self,
         replica_id: str,
         config: FleetConfig,
-        worker_extension: str,
+        worker_extension: str | None,
         peers: DeploymentHandle,
         scheduler: DeploymentHandle,
     ) -> None:
         self.replica_id = replica_id
-        vllm_config = engine_config.build(config.model, worker_extension)
+        vllm_config = engine_config.build(config.model, config.engine, worker_extension)
         frozen = engine_config.freeze(vllm_config)
         settings = config.migration
         # In and out, and as many joins and leaves beside them.
@@ -68,6 +68,8 @@ class Instance:
             orphan_s(settings.timeout_s),
             self._on_record,
         )
+        if config.engine.emulated:
+            self.llumlet.emulation_drift = lambda: core.collective_rpc("emulation_drift")[0]
         self.outgoing = MigrateOut(
             replica_id,
             self._steps,
@@ -88,7 +90,9 @@ class Instance:
         )
         self.llumlet.connect(self.outgoing, self.incoming)
         self._steps.start()
-        self._reporter = Reporter(self.llumlet, scheduler, self._metrics, settings.enabled)
+        self._reporter = Reporter(
+            self.llumlet, partial(call, scheduler, "report"), self._metrics.observe, settings.enabled
+        )
         self._reporter.start()
         logger.info("instance %s up: %d KV blocks", replica_id, self._seam.blocks_total)
 

@@ -18,6 +18,7 @@ from deployments.policy.selection import Movable, choose_request
 from migration.destination import MigrateIn
 from migration.engine_seam import EngineSeam
 from migration.ownership import Outcome, Owned
+from migration.protocol.messages import Refused, Reserve, Reserved
 from migration.protocol.timing import PER_PAIR
 from migration.snapshot import CannotMove, MigrationRecord, Submission, UnknownRequest
 from migration.source import MigrateOut, Reason
@@ -50,6 +51,7 @@ class Llumlet:
         self.draining = False
         self.changed = asyncio.Event()
         self.migrations: Counter[str] = Counter()
+        self.emulation_drift: Callable[[], float] = float  # none, where the accelerator is real
         self._loop = loop
         self._seam = seam
         self._headroom_blocks = {c: seam.blocks_for(n) for c, n in headroom_tokens.items()}
@@ -161,6 +163,12 @@ class Llumlet:
         move.add_done_callback(self._moves.pop)
         return await asyncio.shield(move)
 
+    async def reserve(self, message: Reserve) -> Reserved | Refused:
+        """PRE-ALLOC for a request that would move here."""
+        if self.draining:
+            return Refused("it is draining")
+        return await self.incoming.reserve(message)
+
     def _may_move(self, destination: str) -> bool:
         to_there = sum(other == destination for other in self._moves.values())
         return len(self._moves) < self._max_concurrent and to_there < PER_PAIR
@@ -270,6 +278,7 @@ class Llumlet:
             freeness=freeness(total, usage, running, waiting),
             migrating_in=len(self.incoming),
             migrating_out=len(self._moves),
+            emulation_drift=self.emulation_drift(),
         )
 
     def _state(self) -> InstanceState:

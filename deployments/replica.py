@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class LLMReplica:
     """Ordinary Serve methods. All but `hello` and `submit` make sense only when pinned."""
 
-    def __init__(self, config: FleetConfig, worker_extension: str) -> None:
+    def __init__(self, config: FleetConfig, worker_extension: str | None) -> None:
         # Only here, because importing vLLM takes ten seconds: the controller and the process that
         # builds the application import this module too.
         from deployments.instance import Instance
@@ -81,9 +81,7 @@ class LLMReplica:
 
     async def reserve(self, message: Reserve) -> Reserved | Refused:
         """PRE-ALLOC of the first stage: hold blocks for a request."""
-        if self._llumlet.draining:
-            return Refused("it is draining")
-        return await self._incoming.reserve(message)
+        return await self._llumlet.reserve(message)
 
     @answers_refusals
     async def extend(self, message: Extend) -> Reserved | Refused:

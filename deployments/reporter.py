@@ -2,16 +2,14 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
 
 from deployments.engine_loop import EngineDead
 from deployments.llumlet import Llumlet
-from deployments.messages import Orders
-from deployments.metrics import ReplicaMetrics
-from deployments.pinned import call
+from deployments.messages import Orders, Report
 from migration.source import Reason
 
 BUSY_INTERVAL_S = 0.1
@@ -27,14 +25,21 @@ logger = logging.getLogger("ray.serve.llumnix")
 
 
 class Reporter:
-    """Reports on change, and at least every 100 ms while there is work. Orders are the answer."""
+    """Reports on change, and at least every 100 ms while there is work. Orders are the answer.
+
+    `send` takes a report to the scheduler; `observe` is told of each.
+    """
 
     def __init__(
-        self, llumlet: Llumlet, scheduler: DeploymentHandle, metrics: ReplicaMetrics, obeys: bool
+        self,
+        llumlet: Llumlet,
+        send: Callable[[Report], Awaitable[Orders]],
+        observe: Callable[[Report], None],
+        obeys: bool,
     ) -> None:
         self._llumlet = llumlet
-        self._scheduler = scheduler
-        self._metrics = metrics
+        self._ask = send
+        self._observe = observe
         self._obeys = obeys
         self._up = True
         self._task: asyncio.Task[None] | None = None
@@ -50,16 +55,16 @@ class Reporter:
                 report = await self._llumlet.report()
             except EngineDead:
                 return  # check_health tells Serve
-            self._metrics.observe(report)
+            self._observe(report)
             if orders := await self._send(report):
                 self._follow(orders)
             await self._llumlet.housekeeping()
             await self._wait(bool(report.load.running or report.load.waiting))
 
-    async def _send(self, report: object) -> Orders | None:
+    async def _send(self, report: Report) -> Orders | None:
         try:
             async with asyncio.timeout(REPORT_TIMEOUT_S):
-                orders = await call(self._scheduler, "report", report)
+                orders = await self._ask(report)
         except (TimeoutError, RayError, RayServeException):
             if self._up:
                 logger.warning("scheduler does not answer %s", self._llumlet.replica_id)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import aiohttp
 
 TIMEOUT_S = 300.0
+TOKEN_IDS = b'"token_ids":['
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class Completion:
 class Record:
     """What became of one request. Times are seconds of time.perf_counter.
 
-    `arrivals` has one time for each event that carried tokens; `error` is empty where all went
-    well.
+    `arrivals` has one time for each event that carried tokens, or for each token where the stream
+    names them (`return_token_ids`); `error` is empty where all went well.
     """
 
     started: float
@@ -78,7 +79,7 @@ class Record:
 
 
 class Events:
-    """Cuts a byte stream into SSE events: counts those with tokens, keeps the last one's data."""
+    """Cuts a byte stream into SSE events: counts their tokens, keeps the last one's data."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -86,7 +87,7 @@ class Events:
         self.done = False
 
     def feed(self, data: bytes) -> int:
-        """How many events with tokens `data` completes."""
+        """How many tokens `data` completes: those named, else one for an event that has any."""
         *events, self._rest = (self._rest + data).split(b"\n\n")
         tokens = 0
         for event in events:
@@ -94,7 +95,7 @@ class Events:
                 self.done = True
             elif event:
                 self.last = event
-                tokens += b'"choices":[]' not in event and b'"error"' not in event[:20]
+                tokens += _tokens(event)
         return tokens
 
     def usage(self) -> dict[str, int]:
@@ -104,6 +105,14 @@ class Events:
             raise ValueError(f"the stream ended early: {payload.get('error') or payload}")
         usage: dict[str, int] = payload["usage"]
         return usage
+
+
+def _tokens(event: bytes) -> int:
+    named = event.rfind(TOKEN_IDS)
+    if named >= 0:
+        ids = event[named + len(TOKEN_IDS) : event.index(b"]", named)]
+        return ids.count(b",") + 1 if ids else 0
+    return b'"choices":[]' not in event and b'"error"' not in event[:20]
 
 
 class Progress(Protocol):
@@ -172,11 +181,11 @@ async def open_loop(
     return records
 
 
-def connect(connections: int = 0) -> aiohttp.ClientSession:
-    """A session with at most so many connections; 0 for no limit."""
+def connect(connections: int = 0, timeout_s: float = TIMEOUT_S) -> aiohttp.ClientSession:
+    """A session with at most so many connections; 0 for no limit. `timeout_s`: for one request."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections),
-        timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+        timeout=aiohttp.ClientTimeout(total=timeout_s),
     )
 
 

@@ -48,7 +48,7 @@ class MigrationRecord(msgspec.Struct, frozen=True):
 
     `outcome`: completed | refused | aborted; `detail` says why where it did not complete.
     `stages` counts copies of KV blocks, the last one included. `downtime_ms`: from parking at the
-    source to the destination's commit.
+    source to the destination's commit. `at`: when its ingress heard of it, in Unix seconds.
     """
 
     request_id: str
@@ -62,6 +62,7 @@ class MigrationRecord(msgspec.Struct, frozen=True):
     bytes: int = 0
     downtime_ms: float = 0.0
     recomputed_tokens: int = 0
+    at: float = 0.0
 
     def to_json(self) -> dict[str, object]:
         """The admin API's form (design.md §5): `from` and `to` name the replicas."""

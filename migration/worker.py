@@ -39,7 +39,7 @@ class MigrationWorker:
         """Once, after the engine came up. `threads`: most transfers and joins at once."""
         self._mig_threads = ThreadPoolExecutor(threads, "kv-copy", self._mig_enter_thread)
         self._mig_jobs: OrderedDict[str, Future[int]] = OrderedDict()
-        if self._mig_kv()[0].device.type == "cpu":
+        if self._mig_kv()[0].device.type == "cpu" and hasattr(self.model_runner, "requests"):
             hide_generators_of_unfinished_prefills(self.model_runner)
 
     def mig_start(self, job: str, method: str, *args: Any) -> None:

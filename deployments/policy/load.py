@@ -15,6 +15,7 @@ class InstanceLoad:
 
     Blocks are KV blocks. `freeness` counts decode steps that the present batch can still make
     before memory runs out; it may be negative, and is -inf for a draining instance.
+    `emulation_drift`: share by which an emulated engine is slower than its profile.
     """
 
     replica_id: str
@@ -28,6 +29,7 @@ class InstanceLoad:
     freeness: float = 0.0
     migrating_in: int = 0
     migrating_out: int = 0
+    emulation_drift: float = 0.0
 
 
 def virtual_usage(

@@ -20,7 +20,7 @@ from migration.protocol.messages import Commit, Extend, Refused, Reserve, Reserv
 from migration.protocol.timing import orphan_s
 from migration.snapshot import Submission
 from migration.source import MigrateOut
-from tests.migration.sim import virtual_time
+from load_tests.simulator import virtual_time
 from tests.migration.sim.engine import SimEngine
 from tests.migration.sim.kv import request_bytes, stream
 from tests.migration.sim.scenario import Request

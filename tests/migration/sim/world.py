@@ -17,7 +17,7 @@ from migration.ownership import Owned
 from migration.peer import PeerLost
 from migration.protocol.timing import SETTLE_PAUSE_S, SETTLE_TRIES
 from migration.snapshot import CannotMove, MigrationRecord
-from tests.migration.sim import virtual_time
+from load_tests.simulator import virtual_time
 from tests.migration.sim.engine import SimEngine
 from tests.migration.sim.instance import Client, Instance
 from tests.migration.sim.scenario import Event, Fault, Scenario

@@ -1,0 +1,136 @@
+"""`python -m load_tests`: scenarios on the real fleet and in the simulator, and their report.
+
+    python -m load_tests simulate m-m --requests 2000 --rates 12 13
+    python -m load_tests run m-m --policies infaas llumnix
+    python -m load_tests report
+
+Both write the same results, a JSON file for each policy and rate.
+"""
+
+import argparse
+import functools
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from load_tests import report, results, simulate
+from load_tests.outcome import Run
+from load_tests.scenario import Scenario, ScenarioError, load_scenario
+from load_tests.servers import PROJECT, ServerFailed, heed_signals
+from load_tests.traces.trace import TraceError
+
+REFRESH_S = 0.5
+
+
+def main() -> int:
+    options = _options()
+    heed_signals()
+    try:
+        options.command(options)
+    except (ScenarioError, TraceError, ServerFailed) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    scenario = _scenario(options)
+    cells = [(policy, rate) for rate in scenario.rates for policy in scenario.policies]
+    ended = multiprocessing.get_context("spawn").Value("q", 0)
+    with _bar(scenario.name, len(cells) * scenario.requests) as bar:
+        stop = threading.Event()
+        watching = threading.Thread(target=_follow, args=(bar, ended, stop))
+        watching.start()
+        try:
+            for run in simulate.run_all(scenario, cells, options.jobs, ended):
+                _keep(run, options.results, bar)
+        finally:
+            stop.set()
+            watching.join()
+
+
+def _run(options: argparse.Namespace) -> None:
+    from load_tests import fleet_run
+
+    scenario = _scenario(options)
+    for policy in scenario.policies:
+        print(f"==> starting {scenario.instances} instances, policy {policy}", flush=True)
+        with _bar(policy, scenario.requests * len(scenario.rates)) as bar:
+
+            def progress(rate: float, requests: int, bar: tqdm = bar) -> Callable[[], None]:
+                return functools.partial(bar.update, 1)
+
+            for run in fleet_run.run(
+                scenario, policy, scenario.rates, options.results / "logs", progress
+            ):
+                _keep(run, options.results, bar)
+
+
+def _report(options: argparse.Namespace) -> None:
+    print(report.write(options.results))
+
+
+def _scenario(options: argparse.Namespace) -> Scenario:
+    """As its file says, but for what the command line says."""
+    scenario = load_scenario(options.scenario)
+    changes = {
+        key: value
+        for key in ("requests", "rates", "policies", "instances", "seed")
+        if (value := getattr(options, key)) is not None
+    }
+    return scenario.changed(**changes)
+
+
+def _keep(run: Run, folder: Path, bar: tqdm) -> None:
+    found = results.load(results.save(run, folder))
+    bar.write(
+        f"{run.scenario:>9} {run.backend:>9} {run.policy:>12} {run.rate:>5g}/s:"
+        f" TTFT mean {found['mean_ttft_ms'] / 1e3:7.3f} s P99 {found['p99_ttft_ms'] / 1e3:8.3f} s,"
+        f" TPOT P99 {found['p99_tpot_ms']:6.1f} ms,"
+        f" preempted {found['preemptions']:>4}, moved {found['migrations']['completed']:>5},"
+        f" failed {found['failed']}"
+    )
+
+
+def _bar(name: str, requests: int) -> tqdm:
+    return tqdm(total=requests, desc=name, unit=" requests", smoothing=0.05, mininterval=REFRESH_S)
+
+
+def _follow(bar: tqdm, ended: object, stop: threading.Event) -> None:
+    while not stop.wait(REFRESH_S):
+        bar.n = ended.value  # type: ignore[attr-defined]
+        bar.refresh()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m load_tests", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--results", type=Path, default=PROJECT / "results")
+    scenario = argparse.ArgumentParser(add_help=False, parents=[common])
+    scenario.add_argument("scenario", help="a name in load_tests/scenarios, or a file")
+    scenario.add_argument("--requests", type=int, help="instead of the scenario's")
+    scenario.add_argument("--rates", type=float, nargs="+", help="requests/s")
+    scenario.add_argument("--policies", nargs="+")
+    scenario.add_argument("--instances", type=int)
+    scenario.add_argument("--seed", type=int)
+
+    command = commands.add_parser("simulate", parents=[scenario], help="under a virtual clock")
+    command.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    command.set_defaults(command=_simulate)
+    command = commands.add_parser("run", parents=[scenario], help="on the real fleet, over HTTP")
+    command.set_defaults(command=_run)
+    command = commands.add_parser("report", parents=[common], help="tables and figures of all runs")
+    command.set_defaults(command=_report)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""A scenario on the real fleet: requests over HTTP, and the admin API watched meanwhile."""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvloop
+import yaml
+
+from deployments.policy.load import InstanceLoad
+from load_tests.client import Completion, Record, connect, stream
+from load_tests.outcome import Move, Run, Sample, Served
+from load_tests.scenario import Scenario
+from load_tests.servers import Server, ServerFailed, fleet
+from load_tests.traces.trace import TraceRequest, prompt_ids
+
+SAMPLE_S = 0.5
+HISTORY_S = 15.0
+"""The fleet shows the last 1,000 requests that ended: enough for 60 requests/s."""
+
+UP_S = 600.0
+"""For all instances of a large fleet on a small machine."""
+
+REQUEST_S = 1800.0
+"""Longest request, in a queue that grows as long as the run."""
+
+
+def run(
+    scenario: Scenario,
+    policy: str,
+    rates: Sequence[float],
+    logs: Path,
+    progress: Callable[[float, int], Callable[[], None]],
+) -> list[Run]:
+    """Start a fleet of the policy, and play the trace at each rate.
+
+    `progress(rate, requests)` gives what is called at each request's end. Raises ServerFailed.
+    """
+    args = scenario.fleet_args(policy)
+    application = {"name": "llama", "import_path": "app.main:build_app", "args": args}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump({"applications": [application]}, file)
+        file.flush()
+        log = logs / f"{scenario.name}-{policy}.log"
+        with fleet(Path(file.name), {}, {}, log) as server:
+            return uvloop.run(_all_rates(server, scenario, policy, rates, progress))
+
+
+async def _all_rates(
+    server: Server,
+    scenario: Scenario,
+    policy: str,
+    rates: Sequence[float],
+    progress: Callable[[float, int], Callable[[], None]],
+) -> list[Run]:
+    async with connect(timeout_s=REQUEST_S) as session:
+        watch = Watch(session, server.url)
+        await watch.until_up(scenario.instances)
+        runs = []
+        for rate in rates:
+            trace = scenario.trace_at(rate)
+            player = Player(session, server.url, scenario, policy, rate)
+            runs.append(await player.play(trace, progress(rate, len(trace))))
+        return runs
+
+
+class Watch:
+    """What the admin API tells while a trace is played. Times are those of time.perf_counter."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = f"{url}/fleet"
+        self.samples: list[tuple[float, dict[str, Any]]] = []
+        self.requests: dict[str, dict[str, Any]] = {}
+
+    async def until_up(self, instances: int) -> None:
+        """Wait until so many run. Raises ServerFailed."""
+        try:
+            async with asyncio.timeout(UP_S):
+                while await self._running() < instances:
+                    await asyncio.sleep(1)
+        except TimeoutError:
+            raise ServerFailed(f"not all {instances} instances up after {UP_S:.0f} s") from None
+
+    async def look(self) -> None:
+        """Sample all loads, for ever."""
+        while True:
+            self.samples.append((time.perf_counter(), await self._get("")))
+            await asyncio.sleep(SAMPLE_S)
+
+    async def remember(self) -> None:
+        """Keep what is told of requests, for ever: the fleet forgets them."""
+        while True:
+            await asyncio.sleep(HISTORY_S)
+            await self.collect()
+
+    async def collect(self) -> None:
+        """What the fleet knows of requests now."""
+        self.requests.update({one["request_id"]: one for one in await self._get("/requests")})
+
+    async def _running(self) -> int:
+        replicas = (await self._get(""))["replicas"]
+        return sum(replica["state"] == "running" for replica in replicas)
+
+    async def _get(self, path: str) -> Any:
+        async with self._session.get(self._url + path) as response:
+            return await response.json()
+
+
+class Player:
+    """One rate of one policy."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        scenario: Scenario,
+        policy: str,
+        rate: float,
+    ) -> None:
+        self._session = session
+        self._url = url
+        self._scenario = scenario
+        self._policy = policy
+        self._rate = rate
+        self._watch = Watch(session, url)
+
+    async def play(self, trace: Sequence[TraceRequest], progress: Callable[[], None]) -> Run:
+        """All requests at their times, whatever became of those before."""
+        requests = [self._completion(index, one) for index, one in enumerate(trace)]
+        start = time.perf_counter()
+        watching = [
+            asyncio.create_task(self._watch.look()),
+            asyncio.create_task(self._watch.remember()),
+        ]
+
+        async def send(at: float, request: Completion) -> Record:
+            await asyncio.sleep(start + at - time.perf_counter())
+            record = await stream(self._session, self._url, request)
+            progress()
+            return record
+
+        sending = (send(one.at, request) for one, request in zip(trace, requests, strict=True))
+        records = await asyncio.gather(*sending)
+        duration = time.perf_counter() - start
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
+        await self._watch.collect()
+        return self._run(trace, records, start, duration)
+
+    def _completion(self, index: int, request: TraceRequest) -> Completion:
+        return Completion(
+            model="emulated",
+            prompt="",
+            output_tokens=request.output_tokens,
+            headers={
+                "X-Request-Id": self._name(index),
+                "x-llumnix-priority": request.priority,
+            },
+            extra={
+                "prompt": prompt_ids(index, request.input_tokens, self._scenario.seed),
+                "return_token_ids": True,
+            },
+        )
+
+    def _name(self, index: int) -> str:
+        return f"{self._rate:g}-{index:06}"
+
+    def _run(
+        self,
+        trace: Sequence[TraceRequest],
+        records: Sequence[Record],
+        start: float,
+        duration: float,
+    ) -> Run:
+        told = [self._watch.requests.get(self._name(index), {}) for index in range(len(trace))]
+        served = [
+            _served(self._name(index), one, record, start, known)
+            for index, (one, record, known) in enumerate(zip(trace, records, told, strict=True))
+        ]
+        samples = [Sample(at - start, _loads(fleet)) for at, fleet in self._watch.samples]
+        start_unix = time.time() - (time.perf_counter() - start)
+        drift = [load.emulation_drift for load in samples[-1].loads]
+        return Run(
+            scenario=self._scenario.name,
+            policy=self._policy,
+            rate=self._rate,
+            backend="fleet",
+            instances=self._scenario.instances,
+            model_id="emulated",
+            duration=duration,
+            served=served,
+            samples=samples,
+            moves=[
+                move
+                for one, known in zip(served, told, strict=True)
+                for move in _moves(one.request_id, known, start_unix)
+            ],
+            facts={"worst_drift": max(drift), "mean_drift": sum(drift) / len(drift)},
+        )
+
+
+def _served(
+    name: str, request: TraceRequest, record: Record, start: float, told: Mapping[str, Any]
+) -> Served:
+    """`told`: what the admin API said of it; nothing, where it never got to an engine."""
+    served = Served(
+        name,
+        record.started - start,
+        request.input_tokens,
+        request.output_tokens,
+        request.priority,
+        error=record.error,
+    )
+    served.tokens.extend(at - start for at in record.arrivals)
+    if not record.error and len(record.arrivals) != request.output_tokens:
+        served.error = f"{len(record.arrivals)} of {request.output_tokens} tokens"
+    if told:
+        served.queue_s = told["queue_ms"] / 1e3
+        served.preemptions = told["preemptions"]
+        served.preempted_s = told["preempted_ms"] / 1e3
+        served.preempted_after_move = told["preempted_after_move"]
+        served.moves = sum(move["outcome"] == "completed" for move in told["migrations"])
+    return served
+
+
+def _moves(request_id: str, told: Mapping[str, Any], start_unix: float) -> list[Move]:
+    return [
+        Move(
+            at=move["at"] - start_unix,
+            request_id=request_id,
+            source=move["from"],
+            destination=move["to"],
+            reason=move["reason"],
+            outcome=move["outcome"],
+            blocks=move["blocks"],
+            downtime_ms=move["downtime_ms"],
+        )
+        for move in told.get("migrations", ())
+    ]
+
+
+def _loads(fleet: Mapping[str, Any]) -> tuple[InstanceLoad, ...]:
+    return tuple(
+        InstanceLoad(
+            replica_id=one["replica_id"],
+            state=one["state"],
+            blocks_total=one["blocks_total"],
+            blocks_used=one["blocks_used"],
+            running=one["running"],
+            waiting=one["waiting"],
+            head_of_line_blocks=one["head_of_line_blocks"],
+            freeness=-1e9 if one["freeness"] is None else one["freeness"],
+            migrating_in=one["migrating_in"],
+            migrating_out=one["migrating_out"],
+            emulation_drift=one["emulation_drift"],
+        )
+        for one in fleet["replicas"]
+    )

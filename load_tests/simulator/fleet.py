@@ -1,0 +1,108 @@
+"""A whole fleet under a virtual clock: from a trace to what came of it."""
+
+import asyncio
+import gc
+import random
+import time
+from collections.abc import Callable, Sequence
+from unittest.mock import patch
+
+from app.config import FleetConfig
+from app.main import pairing_rule
+from deployments.emulated.profile import load_profile
+from deployments.messages import Orders, Report
+from deployments.policy.global_scheduler import GlobalScheduler
+from load_tests.outcome import Move, Sample, Served
+from load_tests.simulator import virtual_time
+from load_tests.simulator.client import VirtualClient
+from load_tests.simulator.instance import VirtualInstance
+from load_tests.simulator.network import Delays, Network
+from load_tests.traces.trace import TraceRequest
+
+SAMPLE_S = 0.5
+"""Between two looks at all loads."""
+
+WARM_UP_S = 2.0
+"""Every instance has reported by then."""
+
+
+class Simulation:
+    """One run; `served`, `samples` and `moves` are what came of it. Times begin with the trace."""
+
+    def __init__(self, config: FleetConfig, seed: int, delays: Delays | None = None) -> None:
+        assert config.engine.emulated is not None
+        self._config = config
+        self._seed = seed
+        profile = load_profile(config.engine.emulated.profile)
+        self._network = Network(delays or Delays(), profile)
+        self._scheduler = GlobalScheduler(
+            config.dispatch, pairing_rule(config), random.Random(seed)
+        )
+        self._client = VirtualClient(self._scheduler, self._network, config.priorities, seed)
+        self.samples: list[Sample] = []
+
+    @property
+    def served(self) -> list[Served]:
+        """The requests, in the order of their arrival."""
+        return self._client.served
+
+    @property
+    def moves(self) -> list[Move]:
+        """All attempts to move one."""
+        return self._client.moves
+
+    @property
+    def decision_s(self) -> list[float]:
+        """Real seconds that each dispatch decision took."""
+        return self._client.decision_s
+
+    def run(self, trace: Sequence[TraceRequest], progress: Callable[[], None]) -> float:
+        """Play the trace; the virtual seconds until its last request ended.
+
+        `progress` is called when a request has ended.
+        """
+        return virtual_time.run(self._run(trace, progress))
+
+    async def _run(self, trace: Sequence[TraceRequest], progress: Callable[[], None]) -> float:
+        loop = asyncio.get_running_loop()
+        # Everything here, vLLM's events included, tells the time by it.
+        with patch("time.monotonic", loop.time):
+            for number in range(self._config.replicas):
+                self._start(f"i{number:04}")
+            gc.collect()
+            gc.freeze()  # the engines stay: looking through them again and again is half the time
+            await asyncio.sleep(WARM_UP_S)
+            self._client.start = loop.time()
+            sampling = loop.create_task(self._sample())
+            await self._play(trace, progress)
+            sampling.cancel()
+            return self._client.now()
+
+    def _start(self, replica_id: str) -> None:
+        VirtualInstance(
+            replica_id,
+            self._config,
+            self._network,
+            self._report,
+            self._client.deliver,
+            self._client.on_record,
+        )
+
+    async def _play(self, trace: Sequence[TraceRequest], progress: Callable[[], None]) -> None:
+        async with asyncio.TaskGroup() as requests:
+            for index, request in enumerate(trace):
+                await asyncio.sleep(request.at - self._client.now())
+                task = requests.create_task(self._client.serve(index, request))
+                task.add_done_callback(lambda _: progress())
+
+    async def _report(self, report: Report) -> Orders:
+        await asyncio.sleep(self._network.delays.call / 2)
+        orders = self._scheduler.report(report, time.monotonic())
+        await asyncio.sleep(self._network.delays.call / 2)
+        return orders
+
+    async def _sample(self) -> None:
+        while True:
+            loads = self._scheduler.view(time.monotonic()).loads
+            self.samples.append(Sample(self._client.now(), loads))
+            await asyncio.sleep(SAMPLE_S)
