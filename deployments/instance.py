@@ -90,9 +90,8 @@ class Instance:
         )
         self.llumlet.connect(self.outgoing, self.incoming)
         self._steps.start()
-        self._reporter = Reporter(
-            self.llumlet, partial(call, scheduler, "report"), self._metrics.observe, settings.enabled
-        )
+        send = partial(call, scheduler, "report")
+        self._reporter = Reporter(self.llumlet, send, self._metrics.observe, settings.enabled)
         self._reporter.start()
         logger.info("instance %s up: %d KV blocks", replica_id, self._seam.blocks_total)
 

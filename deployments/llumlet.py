@@ -16,7 +16,7 @@ from deployments.messages import Orders, Report
 from deployments.policy.load import InstanceLoad, InstanceState, freeness, virtual_usage
 from deployments.policy.selection import Movable, choose_request
 from migration.destination import MigrateIn
-from migration.engine_seam import EngineSeam
+from migration.engine_seam import SLACK_TOKENS, EngineSeam
 from migration.ownership import Outcome, Owned
 from migration.protocol.messages import Refused, Reserve, Reserved
 from migration.protocol.timing import PER_PAIR
@@ -24,7 +24,7 @@ from migration.snapshot import CannotMove, MigrationRecord, Submission, UnknownR
 from migration.source import MigrateOut, Reason
 
 WORTH_MOVING_TOKENS = 16
-"""A request this near its end stays: it would finish sooner than the move pays."""
+"""A running request this near its end stays: it would finish sooner than the move pays."""
 
 BACKOFF_S = 1.0
 """After a move that failed, orders are not followed for this time."""
@@ -188,7 +188,7 @@ class Llumlet:
             return None
         if not self._may_move(orders.destination):
             return None
-        chosen = choose_request(await self._loop.run(self._movable))
+        chosen = await self._loop.run(partial(self._choose, orders.room))
         if chosen is None:
             return None
         try:
@@ -284,24 +284,34 @@ class Llumlet:
     def _state(self) -> InstanceState:
         return "draining" if self.draining else "running"
 
+    def _choose(self, room: float) -> str | None:
+        """On the step thread: the request to hand over, if one fits into `room` blocks."""
+        head = self._seam.head_of_line()
+        demand = self._seam.blocks_for(head.num_tokens) if head is not None else 0
+        return choose_request(self._movable(), room, demand - self._seam.blocks_free)
+
     def _movable(self) -> list[Movable]:
-        """On the step thread: the requests that a move would serve."""
+        """On the step thread: the requests that a move would serve; those that wait in order."""
         movable = []
-        for request_id, owned in list(self.owned.items()):
-            if owned.migrating or owned.outcome.done():
+        for request in (*self._seam.waiting(), *self._seam.running()):
+            owned = self.owned.get(request.request_id)
+            if owned is None or owned.migrating or owned.outcome.done():
                 continue
             try:
-                request = self._seam.check_movable(request_id)
+                self._seam.check_movable(request.request_id)
             except CannotMove:
                 continue
+            waiting = request.num_computed_tokens == 0
             remaining = request.max_tokens - request.num_output_tokens
-            if remaining >= WORTH_MOVING_TOKENS or self.draining:
+            if waiting or remaining >= WORTH_MOVING_TOKENS or self.draining:
+                slack = 0 if waiting else SLACK_TOKENS
                 movable.append(
                     Movable(
-                        request_id=request_id,
+                        request_id=request.request_id,
                         priority=request.priority,
                         tokens=request.num_tokens,
-                        waiting=request.num_computed_tokens == 0,
+                        blocks=self._seam.blocks_for(request.num_tokens + slack),
+                        waiting=waiting,
                     )
                 )
         return movable

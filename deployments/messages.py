@@ -20,9 +20,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """Scheduler -> replica, as the answer to its report: hand requests over to `destination`."""
+    """Scheduler -> replica, as the answer to its report: hand requests over to `destination`.
+
+    `room`: the KV blocks that it can take.
+    """
 
     destination: str | None = None
+    room: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,10 @@ Both write the same results, a JSON file for each policy and rate.
 """
 
 import argparse
-import functools
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -41,7 +39,11 @@ def main() -> int:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    scenario = _scenario(options)
+    for name in options.scenarios:
+        _simulate_one(_scenario(name, options), options)
+
+
+def _simulate_one(scenario: Scenario, options: argparse.Namespace) -> None:
     cells = [(policy, rate) for rate in scenario.rates for policy in scenario.policies]
     ended = multiprocessing.get_context("spawn").Value("q", 0)
     with _bar(scenario.name, len(cells) * scenario.requests) as bar:
@@ -59,27 +61,21 @@ def _simulate(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from load_tests import fleet_run
 
-    scenario = _scenario(options)
-    for policy in scenario.policies:
-        print(f"==> starting {scenario.instances} instances, policy {policy}", flush=True)
-        with _bar(policy, scenario.requests * len(scenario.rates)) as bar:
-
-            def progress(rate: float, requests: int, bar: tqdm = bar) -> Callable[[], None]:
-                return functools.partial(bar.update, 1)
-
-            for run in fleet_run.run(
-                scenario, policy, scenario.rates, options.results / "logs", progress
-            ):
-                _keep(run, options.results, bar)
+    for scenario in [_scenario(name, options) for name in options.scenarios]:
+        for policy in scenario.policies:
+            print(f"==> starting {scenario.instances} instances, policy {policy}", flush=True)
+            with _bar(scenario.name, scenario.requests * len(scenario.rates)) as bar:
+                for run in fleet_run.run(scenario, policy, options.results / "logs", bar.update):
+                    _keep(run, options.results, bar)
 
 
 def _report(options: argparse.Namespace) -> None:
     print(report.write(options.results))
 
 
-def _scenario(options: argparse.Namespace) -> Scenario:
+def _scenario(name: str, options: argparse.Namespace) -> Scenario:
     """As its file says, but for what the command line says."""
-    scenario = load_scenario(options.scenario)
+    scenario = load_scenario(name)
     changes = {
         key: value
         for key in ("requests", "rates", "policies", "instances", "seed")
@@ -115,7 +111,9 @@ def _options() -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--results", type=Path, default=PROJECT / "results")
     scenario = argparse.ArgumentParser(add_help=False, parents=[common])
-    scenario.add_argument("scenario", help="a name in load_tests/scenarios, or a file")
+    scenario.add_argument(
+        "scenarios", nargs="+", metavar="scenario", help="a name in load_tests/scenarios, or a file"
+    )
     scenario.add_argument("--requests", type=int, help="instead of the scenario's")
     scenario.add_argument("--rates", type=float, nargs="+", help="requests/s")
     scenario.add_argument("--policies", nargs="+")

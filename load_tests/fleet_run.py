@@ -3,7 +3,8 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,18 @@ REQUEST_S = 1800.0
 """Longest request, in a queue that grows as long as the run."""
 
 
-def run(
-    scenario: Scenario,
-    policy: str,
-    rates: Sequence[float],
-    logs: Path,
-    progress: Callable[[float, int], Callable[[], None]],
-) -> list[Run]:
+def run(scenario: Scenario, policy: str, logs: Path, progress: Callable[[], None]) -> list[Run]:
     """Start a fleet of the policy, and play the trace at each rate.
 
-    `progress(rate, requests)` gives what is called at each request's end. Raises ServerFailed.
+    `progress` is called at each request's end. Raises ServerFailed.
     """
+    with start(scenario, policy, logs) as server:
+        return uvloop.run(play(server, scenario, policy, progress))
+
+
+@contextmanager
+def start(scenario: Scenario, policy: str, logs: Path) -> Iterator[Server]:
+    """The fleet of a scenario and a policy."""
     args = scenario.fleet_args(policy)
     application = {"name": "llama", "import_path": "app.main:build_app", "args": args}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -47,24 +49,21 @@ def run(
         file.flush()
         log = logs / f"{scenario.name}-{policy}.log"
         with fleet(Path(file.name), {}, {}, log) as server:
-            return uvloop.run(_all_rates(server, scenario, policy, rates, progress))
+            yield server
 
 
-async def _all_rates(
-    server: Server,
-    scenario: Scenario,
-    policy: str,
-    rates: Sequence[float],
-    progress: Callable[[float, int], Callable[[], None]],
+async def play(
+    server: Server, scenario: Scenario, policy: str, progress: Callable[[], None]
 ) -> list[Run]:
+    """The trace at each of the scenario's rates, once all instances are up."""
     async with connect(timeout_s=REQUEST_S) as session:
         watch = Watch(session, server.url)
         await watch.until_up(scenario.instances)
         runs = []
-        for rate in rates:
+        for rate in scenario.rates:
             trace = scenario.trace_at(rate)
             player = Player(session, server.url, scenario, policy, rate)
-            runs.append(await player.play(trace, progress(rate, len(trace))))
+            runs.append(await player.play(trace, progress))
         return runs
 
 

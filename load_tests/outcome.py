@@ -23,7 +23,7 @@ class Served:
     input_tokens: int
     output_tokens: int
     priority: str = "normal"
-    tokens: array = field(default_factory=lambda: array("d"))  # type: ignore[type-arg]
+    tokens: array = field(default_factory=lambda: array("d"))
     error: str = ""
     queue_s: float = 0.0
     preemptions: int = 0

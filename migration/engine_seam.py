@@ -8,6 +8,7 @@ A).
 """
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -106,12 +107,14 @@ class EngineSeam:
         """The running batch."""
         return self._scheduler.running
 
+    def waiting(self) -> Iterator[Request]:
+        """The queued requests, the one that would run next first."""
+        yield from self._scheduler.kv_holding_waiting
+        yield from self._scheduler.waiting
+
     def head_of_line(self) -> Request | None:
         """The queued request that would run next."""
-        for queue in (self._scheduler.kv_holding_waiting, self._scheduler.waiting):
-            if queue:
-                return queue.peek_request()
-        return None
+        return next(self.waiting(), None)
 
     def counts(self) -> tuple[int, int]:
         """Number of running and of waiting requests."""

@@ -1,13 +1,15 @@
 """Choice of the instance for a new request. Every policy is a function of the loads alone."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from deployments.policy.load import InstanceLoad, freeness
 
 DispatchPolicy = Callable[[Sequence[InstanceLoad], random.Random, int], InstanceLoad]
-"""(candidates, never empty; randomness; number of requests dispatched so far) -> the chosen one."""
+"""(candidates, never empty and always in the same order; randomness; number of requests dispatched
+so far) -> the chosen one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,12 @@ def with_pending(load: InstanceLoad, pending: Sequence[Pending]) -> InstanceLoad
 
 def by_freeness(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) -> InstanceLoad:
     """The freest instance (paper §4.4.1); ties go to the shorter queue, then by turn."""
-    return max(_rotated(loads, turn), key=lambda load: (load.freeness, -load.waiting))
+    return max(_turned(loads, turn), key=lambda load: (load.freeness, -load.waiting))
 
 
 def by_queue(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) -> InstanceLoad:
     """The instance with the fewest requests, whatever their size."""
-    return min(_rotated(loads, turn), key=lambda load: load.running + load.waiting)
+    return min(_turned(loads, turn), key=lambda load: load.running + load.waiting)
 
 
 def by_power_of_two(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) -> InstanceLoad:
@@ -67,7 +69,7 @@ def by_power_of_two(loads: Sequence[InstanceLoad], rng: random.Random, turn: int
 
 def round_robin(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) -> InstanceLoad:
     """Each instance in its turn."""
-    return sorted(loads, key=lambda load: load.replica_id)[turn % len(loads)]
+    return loads[turn % len(loads)]
 
 
 POLICIES: dict[str, DispatchPolicy] = {
@@ -86,8 +88,8 @@ def choose(
     return POLICIES[policy](candidates, rng, turn) if candidates else None
 
 
-def _rotated(loads: Sequence[InstanceLoad], turn: int) -> list[InstanceLoad]:
-    """Sorted by id, then turned: equals are served in turn instead of always the first."""
-    ordered = sorted(loads, key=lambda load: load.replica_id)
-    start = turn % len(ordered)
-    return ordered[start:] + ordered[:start]
+def _turned(loads: Sequence[InstanceLoad], turn: int) -> Iterator[InstanceLoad]:
+    """Beginning with another one each turn, so that equals take turns."""
+    start = turn % len(loads)
+    yield from islice(loads, start, None)
+    yield from islice(loads, start)

@@ -11,7 +11,7 @@ from deployments.messages import Ask, Decision, FleetView, Orders, Report
 from deployments.policy import dispatch
 from deployments.policy.dispatch import Pending
 from deployments.policy.load import InstanceLoad
-from deployments.policy.pairing import PairingRule, pair
+from deployments.policy.pairing import PairingRule, Target, pair
 
 PAIRING_INTERVAL_S = 0.05
 SILENT_S = 5.0
@@ -24,6 +24,49 @@ PENDING_S = 5.0
 """A dispatched request that is not reported by then never arrived."""
 
 
+SWEEP_INTERVAL_S = 0.05
+"""To look for what is silent or late takes time that grows with the fleet, and need not be often.
+"""
+
+
+class _Instance:
+    """One instance's last report, and what was dispatched to it since."""
+
+    def __init__(self, load: InstanceLoad, now: float) -> None:
+        self.reported_load = self.load = load
+        self._heard_at = now
+        self._pending: dict[str, tuple[float, Pending]] = {}
+
+    def reported(self, report: Report, now: float) -> None:
+        """A new load; what is in it is no longer on its way."""
+        for request_id in report.arrived:
+            self._pending.pop(request_id, None)
+        self.reported_load, self._heard_at = report.load, now
+        self._count_pending()
+
+    def dispatched(self, request_id: str, pending: Pending, now: float) -> None:
+        """A request is on its way there."""
+        self._pending[request_id] = (now, pending)
+        self._count_pending()
+
+    def expire(self, now: float) -> None:
+        """Forget what was dispatched and never arrived."""
+        late = [r for r, (at, _) in self._pending.items() if now - at > PENDING_S]
+        for request_id in late:
+            del self._pending[request_id]
+        if late:
+            self._count_pending()
+
+    def is_silent(self, now: float) -> bool:
+        """Whether it must be taken for dead."""
+        patience = STARTING_S if self.reported_load.state == "starting" else SILENT_S
+        return now - self._heard_at > patience
+
+    def _count_pending(self) -> None:
+        pending = [request for _, request in self._pending.values()]
+        self.load = dispatch.with_pending(self.reported_load, pending)
+
+
 class GlobalScheduler:
     """Sees loads only; chooses instances for new requests, and pairs instances for migration."""
 
@@ -31,68 +74,75 @@ class GlobalScheduler:
         self._policy = policy
         self._rule = rule
         self._rng = rng
-        self._loads: dict[str, tuple[float, InstanceLoad]] = {}
+        self._instances: dict[str, _Instance] = {}
         self._migrations: dict[str, dict[str, int]] = {}
-        self._pending: dict[str, dict[str, tuple[float, Pending]]] = {}
         self._turn = 0
-        self._pairs: dict[str, str] = {}
+        self._pairs: dict[str, Target] = {}
         self._paired_at = float("-inf")
+        self._swept_at = float("-inf")
 
     def report(self, report: Report, now: float) -> Orders:
         """Take in an instance's load; the answer is where it should hand requests over to."""
         load = report.load
-        known = self._loads.get(load.replica_id)
+        known = self._instances.get(load.replica_id)
         if load.state == "starting" and known is not None:
             return Orders()  # its first word came late
-        self._loads[load.replica_id] = (now, load)
+        if known is None:
+            self._add(_Instance(load, now))
+        else:
+            known.reported(report, now)
         self._migrations[load.replica_id] = report.migrations
-        pending = self._pending.setdefault(load.replica_id, {})
-        for request_id in report.arrived:
-            pending.pop(request_id, None)
-        return Orders(self._pairing(now).get(load.replica_id))
+        return self._orders(load.replica_id, now)
 
     def choose(self, asks: Sequence[Ask], now: float) -> Decision:
         """Choose an instance for each request, each choice counted before the next is made."""
-        self._forget_silent(now)
-        chosen: list[str | None] = []
-        for ask in asks:
-            best = dispatch.choose(self._policy, self._expected(now), self._rng, self._turn)
-            self._turn += 1
-            chosen.append(best.replica_id if best else None)
-            if best:
-                blocks = -(-ask.prompt_tokens // best.block_size)
-                arrivals = self._pending.setdefault(best.replica_id, {})
-                arrivals[ask.request_id] = (now, Pending(blocks))
-        return Decision(tuple(chosen), tuple(self._expected(now)))
+        self._sweep(now)
+        chosen = [self._choose(ask, now) for ask in asks]
+        return Decision(tuple(chosen), tuple(self._expected()))
+
+    def _choose(self, ask: Ask, now: float) -> str | None:
+        best = dispatch.choose(self._policy, self._expected(), self._rng, self._turn)
+        self._turn += 1
+        if best is None:
+            return None
+        blocks = -(-ask.prompt_tokens // best.block_size)
+        self._instances[best.replica_id].dispatched(ask.request_id, Pending(blocks), now)
+        return best.replica_id
 
     def view(self, now: float) -> FleetView:
         """Last loads, and the migrations counted by all instances ever seen."""
-        self._forget_silent(now)
+        self._sweep(now)
         counts: Counter[str] = Counter()
         for of_instance in self._migrations.values():
             counts.update(of_instance)
-        loads = tuple(load for _, load in self._loads.values())
+        loads = tuple(instance.reported_load for instance in self._instances.values())
         return FleetView(loads, dict(counts))
 
-    def _expected(self, now: float) -> list[InstanceLoad]:
-        """The loads with what is on its way counted in."""
-        expected = []
-        for replica_id, (_, load) in self._loads.items():
-            pending = self._pending.get(replica_id, {})
-            for request_id in [r for r, (at, _) in pending.items() if now - at > PENDING_S]:
-                del pending[request_id]
-            expected.append(dispatch.with_pending(load, [p for _, p in pending.values()]))
-        return expected
+    def _add(self, instance: _Instance) -> None:
+        """In the order of their ids, on which turns are taken."""
+        self._instances[instance.reported_load.replica_id] = instance
+        self._instances = dict(sorted(self._instances.items()))
 
-    def _pairing(self, now: float) -> dict[str, str]:
-        if self._rule is not None and now - self._paired_at >= PAIRING_INTERVAL_S:
-            self._forget_silent(now)
-            self._pairs = pair(self._expected(now), self._rule)
+    def _expected(self) -> list[InstanceLoad]:
+        """The loads with what is on its way counted in, in the order of their ids."""
+        return [instance.load for instance in self._instances.values()]
+
+    def _orders(self, replica_id: str, now: float) -> Orders:
+        if self._rule is None:
+            return Orders()
+        if now - self._paired_at >= PAIRING_INTERVAL_S:
+            self._sweep(now)
+            self._pairs = pair(self._expected(), self._rule)
             self._paired_at = now
-        return self._pairs
+        target = self._pairs.get(replica_id)
+        return Orders(target.replica_id, target.room) if target else Orders()
 
-    def _forget_silent(self, now: float) -> None:
-        for replica_id, (at, load) in list(self._loads.items()):
-            if now - at > (STARTING_S if load.state == "starting" else SILENT_S):
-                del self._loads[replica_id]
-                self._pending.pop(replica_id, None)
+    def _sweep(self, now: float) -> None:
+        if now - self._swept_at < SWEEP_INTERVAL_S:
+            return
+        self._swept_at = now
+        for replica_id, instance in list(self._instances.items()):
+            if instance.is_silent(now):
+                del self._instances[replica_id]
+            else:
+                instance.expire(now)

@@ -1,6 +1,6 @@
 """Pairing of migration sources with destinations (Llumnix, OSDI'24, §4.4.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deployments.policy.load import InstanceLoad
@@ -19,33 +19,77 @@ class PairingRule:
     min_gain: float
 
 
-def pair(loads: Sequence[InstanceLoad], rule: PairingRule) -> dict[str, str]:
-    """Source id -> destination id: the least free with the freest, the next with the next.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an instance hands requests over to, and the KV blocks that one may take there."""
+
+    replica_id: str
+    room: float
+
+
+def pair(loads: Sequence[InstanceLoad], rule: PairingRule) -> dict[str, Target]:
+    """Source id -> target: the least free with the freest, the next with the next.
 
     Every instance is in one pair at most. The global scheduler never names requests: a source's
     llumlet chooses them, and goes on until a later pass no longer pairs it.
     """
-    sources = sorted(
-        (x for x in loads if _has_work(x) and x.freeness < rule.out_threshold),
-        key=lambda load: (load.freeness, load.replica_id),
+    pairs = dict(_balance(loads, rule))
+    taken = {*pairs, *(target.replica_id for target in pairs.values())}
+    rest = [load for load in loads if load.replica_id not in taken]
+    return pairs | dict(_squeeze(rest, rule))
+
+
+def _balance(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[tuple[str, Target]]:
+    """The paper's: every source gains freeness."""
+    by_freeness = sorted(loads, key=lambda load: (load.freeness, load.replica_id))
+    sources = [x for x in by_freeness if x.freeness < rule.out_threshold and _has_work(x)]
+    takers = [
+        x
+        for x in reversed(by_freeness)
+        if x.state == "running" and x.freeness > rule.in_threshold and _deficit(x) <= 0
+    ]
+    for source, taker in zip(sources, takers, strict=False):
+        if taker.freeness - source.freeness <= rule.min_gain:
+            return
+        yield source.replica_id, Target(taker.replica_id, _room(taker, source.freeness, rule))
+
+
+def _squeeze(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[tuple[str, Target]]:
+    """Beyond the paper, whose moves end when no instance is over the threshold.
+
+    Then most have a head of line that their free blocks are too few for, and all of these lie idle.
+    The instance that lacks least hands over to the one that lacks most, until its head of line
+    fits: what is free in pieces becomes free in one place. It cannot go back and forth, because the
+    least that is lacked anywhere only shrinks.
+    """
+    blocked = sorted(
+        (x for x in loads if x.state == "running" and _deficit(x) > 0),
+        key=lambda load: (_deficit(load), load.replica_id),
     )
-    taken = {load.replica_id for load in sources}
-    destinations = sorted(
-        (
-            x
-            for x in loads
-            if x.state == "running"
-            and x.freeness > rule.in_threshold
-            and x.waiting == 0
-            and x.replica_id not in taken
-        ),
-        key=lambda load: (-load.freeness, load.replica_id),
-    )
-    return {
-        source.replica_id: destination.replica_id
-        for source, destination in zip(sources, destinations, strict=False)
-        if destination.freeness - source.freeness > rule.min_gain
-    }
+    half = len(blocked) // 2
+    for source, taker in zip(blocked[:half], reversed(blocked), strict=False):
+        if _spare(taker, rule) > 0 and _deficit(source) < _deficit(taker):
+            yield source.replica_id, Target(taker.replica_id, _spare(taker, rule))
+
+
+def _spare(load: InstanceLoad, rule: PairingRule) -> float:
+    """Free blocks of an instance that its head of line does not fit into."""
+    return _free(load) - rule.in_threshold * (load.running + 1)
+
+
+def _room(taker: InstanceLoad, source_freeness: float, rule: PairingRule) -> float:
+    """Blocks that may go there in one request: it must stay as free as the source was before."""
+    free = _free(taker) - taker.head_of_line_blocks
+    return free - max(rule.in_threshold, source_freeness) * (taker.running + 1)
+
+
+def _deficit(load: InstanceLoad) -> int:
+    """Blocks that its head of line waits for; 0 or less where it waits for none."""
+    return load.head_of_line_blocks - _free(load)
+
+
+def _free(load: InstanceLoad) -> int:
+    return load.blocks_total - load.blocks_used
 
 
 def _has_work(load: InstanceLoad) -> bool:

@@ -1,24 +1,47 @@
 """Choice of the request that leaves an instance (Llumnix, OSDI'24, §4.4.2)."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Movable:
-    """A request that could migrate now. `priority`: vLLM's, lower is more urgent."""
+    """A request that could migrate now. `priority`: vLLM's, lower is more urgent.
+
+    `blocks`: KV blocks that it would take at the destination; `waiting`: it holds none here.
+    """
 
     request_id: str
     priority: int
     tokens: int
+    blocks: int
     waiting: bool
 
 
-def choose_request(movable: Iterable[Movable]) -> str | None:
+def choose_request(movable: Sequence[Movable], room: float, deficit: int) -> str | None:
     """Lower execution priority first, then the shorter one: it is cheapest to move.
 
-    Requests that wait hold no memory: to move one costs nothing and relieves the queue, so they go
-    before running ones of the same priority.
+    `movable` has those that wait in the order of their queue. Requests that wait hold no memory: to
+    move one costs nothing and relieves the queue, so they go before running ones of the same
+    priority.
+
+    Beyond the paper: only what fits into the destination's `room`, in blocks, is chosen; and where
+    the head of line lacks `deficit` blocks here, it goes itself, or the one running request that
+    makes room for it, or else the largest that can go: short ones would have to be many.
     """
-    ranked = sorted(movable, key=lambda r: (-r.priority, not r.waiting, r.tokens, r.request_id))
-    return ranked[0].request_id if ranked else None
+    fitting = [request for request in movable if request.blocks <= room]
+    if not fitting:
+        return None
+    least = max(request.priority for request in fitting)
+    fitting = [request for request in fitting if request.priority == least]
+    waiting = [request for request in fitting if request.waiting]
+    enough = [request for request in fitting if request.blocks >= deficit]
+    if waiting:
+        return waiting[0].request_id
+    if enough:
+        return min(enough, key=_length).request_id
+    return max(fitting, key=_length).request_id
+
+
+def _length(request: Movable) -> tuple[int, str]:
+    return request.tokens, request.request_id

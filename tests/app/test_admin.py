@@ -13,7 +13,18 @@ from migration.snapshot import CannotMove, MigrationRecord, Submission
 from tests.fakes import FakeHandle
 
 LOADS = (
-    InstanceLoad("a", "running", blocks_total=100, blocks_used=90, running=3, freeness=3.3),
+    InstanceLoad(
+        "a",
+        "running",
+        blocks_total=100,
+        blocks_used=90,
+        running=3,
+        waiting=2,
+        head_of_line_blocks=12,
+        freeness=3.3,
+        migrating_in=1,
+        emulation_drift=0.0123456789,
+    ),
     InstanceLoad("b", "draining", blocks_total=100, freeness=float("-inf")),
     InstanceLoad("c", "running", blocks_total=100, blocks_used=10, running=1, freeness=90.0),
 )
@@ -82,6 +93,24 @@ def test_the_overview_shows_all_instances_and_the_migrations(world):
     assert answer["migrations"] == {"completed": 7, "aborted": 0, "refused": 1}
 
 
+def test_the_overview_shows_what_an_instance_tells_about_itself(world):
+    busy, *_ = world.http.get("/fleet").json()["replicas"]
+
+    assert busy == {
+        "replica_id": "a",
+        "state": "running",
+        "freeness": 3.3,
+        "blocks_total": 100,
+        "blocks_used": 90,
+        "head_of_line_blocks": 12,
+        "running": 3,
+        "waiting": 2,
+        "migrating_in": 1,
+        "migrating_out": 0,
+        "emulation_drift": 0.012346,
+    }
+
+
 def test_without_the_scheduler_the_replicas_are_asked(world):
     world.http.get("/fleet")
     world.scheduler_answers = False
@@ -105,7 +134,7 @@ def test_a_move_goes_to_the_replica_that_has_the_request(world):
     answer = world.move(destination="c")
 
     assert answer.status_code == 200
-    assert answer.json() == {
+    assert answer.json() | {"at": 0} == {
         "from": "a",
         "to": "c",
         "reason": "admin",
@@ -116,6 +145,7 @@ def test_a_move_goes_to_the_replica_that_has_the_request(world):
         "bytes": 4096,
         "downtime_ms": 2.5,
         "recomputed_tokens": 0,
+        "at": 0,
     }
     assert world.calls == [("migrate", "a", "r1")]
 

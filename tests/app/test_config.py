@@ -28,7 +28,8 @@ def cuda_build(monkeypatch):
 
 def test_only_the_model_must_be_named():
     config = load(args())
-    assert (config.replicas, config.dispatch, config.engine) == (2, "freeness", "vllm")
+    assert (config.replicas, config.dispatch) == (2, "freeness")
+    assert config.engine.emulated is None
     assert config.migration.enabled
     assert config.migration.backend == "auto"
     assert config.priorities["high"].priority < config.priorities["normal"].priority
@@ -40,7 +41,7 @@ def test_every_key_can_be_set():
     config = load(
         model(engine_kwargs={"dtype": "float32"})
         | {
-            "engine": "vllm",
+            "engine": {"emulated": {"profile": "a10-llama-7b"}},
             "replicas": 3,
             "dispatch": "queue",
             "migration": {
@@ -58,9 +59,14 @@ def test_every_key_can_be_set():
         }
     )
     assert config.model.engine_kwargs == {"dtype": "float32"}
+    assert config.engine.emulated.profile == "a10-llama-7b"
     assert config.migration.in_threshold == 4.5
     assert config.priorities["normal"].headroom_tokens == 2
     assert config.admin.api_key == "secret"
+
+
+def test_vllm_is_the_engine_without_further_keys():
+    assert load(args(engine="vllm")) == load(args())
 
 
 def test_every_key_is_described():
@@ -87,7 +93,34 @@ def test_a_loaded_configuration_does_not_change():
         (args(replicas=True), "replicas: must be a valid integer, not True"),
         (args(replicas=0), "replicas: must be greater than or equal to 1, not 0"),
         (args(dispatch="freness"), "dispatch: 'freness' is not known; did you mean 'freeness'?"),
-        (args(engine="sglang"), "engine: 'sglang' is not known; known here: vllm"),
+        (
+            args(engine="sglang"),
+            "engine: 'sglang' is not known; it is vllm, or {emulated: ...}",
+        ),
+        (
+            args(engine={"emulatd": {}}),
+            "engine.emulatd: unknown key; did you mean 'emulated'?",
+        ),
+        (
+            args(engine={"emulated": "a10-llama-7b"}),
+            "engine.emulated: must be a mapping of keys, not 'a10-llama-7b'",
+        ),
+        (
+            args(engine={"emulated": {}}),
+            "engine.emulated.profile: missing; it is a profile in load_tests/profiles by name",
+        ),
+        (
+            args(engine={"emulated": {"profil": "a10-llama-7b", "profile": "a10-llama-7b"}}),
+            "engine.emulated.profil: unknown key; did you mean 'profile'?",
+        ),
+        (
+            args(engine={"emulated": {"profile": "a10"}}),
+            "engine.emulated.profile: 'a10' is no profile and no file; profiles: a10-llama-7b,",
+        ),
+        (
+            args(engine={"emulated": {"profile": __file__}}),
+            "engine.emulated.profile: test_config.py: JSON is malformed",
+        ),
         (args(migration=None), "migration: must be a mapping of keys, not None"),
         (
             args(migration={"min_gian": 1}),
@@ -220,6 +253,10 @@ class TestResources:
 
 @pytest.mark.usefixtures("cuda_build")
 class TestGpuResources:
+    def test_an_emulated_engine_takes_none(self):
+        emulated = args(engine={"emulated": {"profile": "a10-llama-7b"}})
+        assert resources(load(emulated)) == {"ray_actor_options": {"num_cpus": 0.1}}
+
     def test_one_rank_lives_in_the_replica(self):
         actor = {"num_cpus": 1, "num_gpus": 1, "accelerator_type": "A10G"}
         assert resources(load(model(accelerator_type="A10G"))) == {"ray_actor_options": actor}

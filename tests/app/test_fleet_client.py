@@ -1,11 +1,14 @@
-"""What an ingress believes when the replica that holds a request's open call dies."""
+"""What an ingress believes of its requests: where they are, and when they moved."""
+
+from types import SimpleNamespace
 
 import pytest
 
+from app import fleet_client
 from app.fleet_client import FleetClient
-from app.journal import Entry
+from app.journal import Entry, Journal
 from migration.ownership import Outcome
-from migration.snapshot import Submission
+from migration.snapshot import MigrationRecord, Submission
 
 
 def entry(*replicas: str) -> Entry:
@@ -33,3 +36,23 @@ async def test_a_request_dies_with_the_replica_that_owns_it():
     for told, owners in ((entry("a"), ()), (entry(), ("a",)), (entry(), ()), (entry("a", "b"), ())):
         with pytest.raises(ConnectionError):
             await left(told, *owners)
+
+
+async def test_a_move_is_dated_by_the_clock_of_the_ingress_that_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    journal, moved = Journal(), entry("a")
+    journal.open(moved)
+    messages = [MigrationRecord("r1", "a", "b", "balance", "completed", at=5.0)]
+
+    async def receive() -> MigrationRecord:
+        if not messages:
+            raise EOFError
+        return messages.pop()
+
+    monkeypatch.setattr(fleet_client.time, "time", lambda: 1.7e9)
+    client = SimpleNamespace(journal=journal, _inbox=SimpleNamespace(receive=receive))
+    with pytest.raises(EOFError):
+        await FleetClient._pump(client)  # type: ignore[arg-type]
+
+    assert [(move.destination, move.at) for move in moved.migrations] == [("b", 1.7e9)]

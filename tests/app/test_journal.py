@@ -1,9 +1,10 @@
 """The ingress' journal: tokens in order, each one once, and a bounded memory of what ended."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from vllm.v1.engine import EngineCoreOutput, FinishReason
+from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutput, FinishReason
 
 from app import journal
 from app.journal import Entry, Journal
@@ -146,7 +147,8 @@ def test_the_admin_form_has_the_contract_s_keys():
     it = entry()
     it.moved_to("a")
     it.accept(0, output(10))
-    it.migrations.append(MigrationRecord("engine-1", "a", "b", "admin", "completed", stages=1))
+    record = MigrationRecord("engine-1", "a", "b", "admin", "completed", stages=1, at=1.7e9)
+    it.migrations.append(record)
     shown = it.to_json()
     assert shown | {"migrations": []} == {
         "request_id": "mine",
@@ -157,11 +159,67 @@ def test_the_admin_form_has_the_contract_s_keys():
         "replicas": ["a"],
         "migrations": [],
         "recoveries": 0,
+        "queue_ms": 0.0,
+        "preemptions": 0,
+        "preempted_ms": 0.0,
+        "preempted_after_move": 0,
     }
     (migration,) = shown["migrations"]
     assert (migration["from"], migration["to"], migration["stages"]) == ("a", "b", 1)
+    assert migration["at"] == 1.7e9
     promised = {"from", "to", "reason", "outcome", "stages", "blocks", "bytes", "downtime_ms"}
     assert promised | {"recomputed_tokens"} <= set(migration)
+
+
+# --- how long it stood still ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(journal.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def preempted(*tokens: int, at: float) -> EngineCoreOutput:
+    told = output(*tokens)
+    told.events = [EngineCoreEvent(EngineCoreEventType.PREEMPTED, at)]
+    return told
+
+
+def test_a_preemption_ends_with_the_next_token(clock):
+    it = entry()
+    it.accept(0, output(10))
+    it.accept(1, preempted(11, at=98.0))
+    clock.now = 110.0
+    it.accept(2, output(12))
+    assert (it.to_json()["preemptions"], it.to_json()["preempted_ms"]) == (1, 2000.0)
+
+
+def test_a_token_told_twice_is_one_preemption(clock):
+    it = entry()
+    it.accept(0, output(10))
+    for _ in range(2):
+        it.accept(1, preempted(11, at=98.0))
+    assert it.to_json()["preemptions"] == 1
+
+
+def test_a_preemption_where_it_moved_to_is_blamed_on_the_move(clock):
+    it = entry()
+    it.moved_to("a")
+    it.accept(0, preempted(10, at=100.5))
+    clock.now = 101.0
+    it.moved_to("b")
+    it.accept(1, preempted(11, at=101.5))
+    assert (it.stalls.preemptions, it.stalls.preempted_after_move) == (2, 1)
+
+
+def test_an_ended_request_still_says_how_long_it_stood_still(clock):
+    book = Journal()
+    it = opened(book)
+    it.accept(0, preempted(10, at=98.0))
+    end(book, it)
+    assert book.shown()[0].to_json()["preempted_ms"] == 2000.0
 
 
 # --- all requests --------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any
 
 from deployments.llumlet import Llumlet
 from migration.ownership import Outcome, Owned
+from migration.protocol.messages import Reserve, Reserved
 from migration.snapshot import CannotMove, MigrationRecord, Submission, UnknownRequest
 
 
@@ -108,7 +109,7 @@ class Outgoing:
 
 
 class Incoming:
-    """The destination's side."""
+    """The destination's side: it takes whatever is offered."""
 
     def __init__(self) -> None:
         self.expired = 0
@@ -118,6 +119,9 @@ class Incoming:
 
     async def expire(self) -> None:
         self.expired += 1
+
+    async def reserve(self, message: Reserve) -> Reserved:
+        return Reserved(capacity=message.tokens, cached_blocks=0)
 
 
 ORPHAN_S = 10.0

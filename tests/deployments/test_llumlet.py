@@ -9,7 +9,8 @@ from deployments.engine_loop import EngineDead
 from deployments.llumlet import BACKOFF_S
 from deployments.messages import Orders
 from migration.ownership import Outcome
-from migration.snapshot import CannotMove, UnknownRequest
+from migration.protocol.messages import Refused, Reserve, Reserved
+from migration.snapshot import CannotMove, Snapshot, UnknownRequest
 from tests.deployments.fakes import ORPHAN_S, Instance, let_others_run, submission
 
 # --- open calls ---------------------------------------------------------------------------------
@@ -373,6 +374,14 @@ async def test_a_draining_instance_says_so_until_it_is_taken_back():
     assert (load.state, load.freeness) == ("draining", -math.inf)
     here.llumlet.drain(False)
     assert (await here.llumlet.load()).state == "running"
+
+
+async def test_a_draining_instance_takes_no_request_from_others():
+    here = Instance()
+    offer = Reserve("m1", "there", Snapshot(submission()), tokens=40)
+    assert await here.llumlet.reserve(offer) == Reserved(capacity=40, cached_blocks=0)
+    here.llumlet.drain(True)
+    assert await here.llumlet.reserve(offer) == Refused("it is draining")
 
 
 async def test_an_arrival_is_reported_once():

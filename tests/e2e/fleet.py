@@ -78,6 +78,7 @@ class Stream:
     max_tokens: int
     request_id: str = ""
     sampling: dict[str, Any] = field(default_factory=lambda: {"temperature": 0})
+    model: str = "tiny-llama"
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
@@ -88,7 +89,7 @@ class Stream:
         """Read it to its end; after `at` tokens, await `then()` beside it."""
         beside: asyncio.Task[Any] | None = None
         chunks = await openai.completions.create(
-            model="tiny-llama",
+            model=self.model,
             prompt=self.prompt,
             max_tokens=self.max_tokens,
             stream=True,

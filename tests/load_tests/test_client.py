@@ -21,6 +21,11 @@ USAGE = event(id="x", choices=[], usage={"prompt_tokens": 5, "completion_tokens"
 DONE = b"data: [DONE]\n\n"
 
 
+def named(*token_ids, **more):
+    """As vLLM sends it where `return_token_ids` was asked for."""
+    return event(id="x", choices=[{"text": "a]", **more, "token_ids": list(token_ids)}])
+
+
 class SlowServer:
     """Sends `pieces` with `delay` before each; remembers bodies, and how many came at once."""
 
@@ -106,6 +111,39 @@ def test_events_may_be_cut_anywhere():
         events = Events()
         assert events.feed(whole[:cut]) + events.feed(whole[cut:]) == 2
         assert events.usage() == {"prompt_tokens": 5, "completion_tokens": 3}
+
+
+def test_named_tokens_are_counted_one_by_one():
+    events = Events()
+    assert events.feed(named(7)) == 1
+    assert events.feed(named(7, 8, 9) + named(10, 11)) == 5
+
+
+def test_named_tokens_may_be_cut_anywhere():
+    whole = named(7, 8, prompt_token_ids=[1, 2, 3]) + named(9) + named() + USAGE + DONE
+    for cut in range(len(whole)):
+        events = Events()
+        assert events.feed(whole[:cut]) + events.feed(whole[cut:]) == 3
+        assert events.usage()["completion_tokens"] == 3
+
+
+def test_the_prompt_s_tokens_are_not_the_stream_s():
+    assert Events().feed(named(7, prompt_token_ids=[1, 2, 3])) == 1
+
+
+def test_a_last_event_may_name_no_token():
+    assert Events().feed(named(finish_reason="length")) == 0
+
+
+def test_a_text_that_looks_like_named_tokens_is_none():
+    assert Events().feed(event(choices=[{"text": '"token_ids":[1,2,3]'}])) == 1
+
+
+async def test_tokens_that_come_in_one_event_have_one_time():
+    async with SlowServer(named(7), named(8, 9), USAGE + DONE) as server:
+        (record,) = await closed_loop(server.url, [REQUEST], 1)
+    first, second, third = record.arrivals
+    assert first <= second == third
 
 
 def test_an_error_in_the_stream_is_told():

@@ -10,7 +10,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackEncoder
 
-from app.config import ModelConfig
+from app.config import EngineConfig, ModelConfig
 from deployments import engine_config
 from migration.engine_seam import EngineSeam, Reservation, Standing
 from migration.protocol import source as protocol
@@ -28,6 +28,7 @@ ENGINE = {
 }
 torch.set_num_threads(1)  # two would fight for the cores with all that runs beside
 
+VLLM = EngineConfig()
 MOST_STEPS = 2000
 _ids = count()
 
@@ -41,10 +42,11 @@ class Engine:
     Also the `Clients` of its seam: there is one client, which reads `outputs`.
     """
 
-    def __init__(self, model: str, **changes: Any) -> None:
-        config = ModelConfig(model_id="tiny", model_source=model, engine_kwargs=ENGINE | changes)
-        vllm_config = engine_config.build(config, "migration.worker.MigrationWorker")
-        self.core = engine_config.start(vllm_config, transfers=1)
+    def __init__(self, model: str, engine: EngineConfig = VLLM, **changes: Any) -> None:
+        # An emulated engine's profile says what it is made of.
+        kwargs = changes if engine.emulated else ENGINE | changes
+        config = ModelConfig(model_id="tiny", model_source=model, engine_kwargs=kwargs)
+        self.core = engine_config.start(engine_config.build(config, engine), transfers=1)
         self.seam = EngineSeam(self.core, self)
         self.outputs: dict[str, list[EngineCoreOutput]] = defaultdict(list)
 
@@ -89,11 +91,13 @@ class Engine:
     @property
     def is_clean(self) -> bool:
         """No block, request or runner state is left behind."""
-        scheduler, runner = self.core.scheduler, self.worker.model_runner
+        scheduler, worker = self.core.scheduler, self.worker
+        emulated = hasattr(worker, "sequences")
+        known = worker.sequences if emulated else worker.model_runner.requests
         return (
             self.seam.blocks_free == self.seam.blocks_total
             and self.core.reset_prefix_cache()
-            and not (scheduler.requests or scheduler.running or runner.requests)
+            and not (scheduler.requests or scheduler.running or len(known))
             and not scheduler._inflight_prefills
         )
 

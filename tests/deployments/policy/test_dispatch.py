@@ -40,7 +40,7 @@ def test_freeness_prefers_the_shorter_queue_among_equals():
 
 @pytest.mark.parametrize("policy", ["freeness", "queue", "round_robin"])
 def test_equals_are_served_in_turn(policy):
-    equals = [load("c"), load("a"), load("b")]
+    equals = [load("a"), load("b"), load("c")]
     assert [chosen(policy, *equals, turn=turn) for turn in range(4)] == ["a", "b", "c", "a"]
 
 

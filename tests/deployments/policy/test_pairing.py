@@ -12,57 +12,102 @@ RULE = PairingRule(out_threshold=3, in_threshold=10, min_gain=5)
 
 
 def load(name: str, freeness: float, **rest) -> InstanceLoad:
-    return InstanceLoad(name, **{"state": "running", "freeness": freeness, "running": 1} | rest)
+    sizes = {"blocks_total": 1000, "running": 1}
+    return InstanceLoad(name, **{"state": "running", "freeness": freeness} | sizes | rest)
+
+
+def blocked(name: str, used: int, head: int, running: int = 1, **rest) -> InstanceLoad:
+    """Of 1,000 blocks; its head of line wants more than are free."""
+    return load(
+        name,
+        1000 - used - head,
+        blocks_used=used,
+        running=running,
+        waiting=1,
+        head_of_line_blocks=head,
+        **rest,
+    )
+
+
+def paired(loads: list[InstanceLoad], rule: PairingRule = RULE) -> dict[str, str]:
+    return {source: target.replica_id for source, target in pair(loads, rule).items()}
 
 
 def test_the_least_free_is_paired_with_the_freest_and_the_next_with_the_next():
     loads = [load("a", 2), load("b", 50), load("c", -4), load("d", 90)]
-    assert pair(loads, RULE) == {"c": "d", "a": "b"}
+    assert paired(loads) == {"c": "d", "a": "b"}
 
 
 def test_an_instance_at_the_out_threshold_keeps_its_requests():
-    assert pair([load("a", 3), load("b", 50)], RULE) == {}
+    assert paired([load("a", 3), load("b", 50)]) == {}
 
 
 def test_an_instance_at_the_in_threshold_takes_none():
-    assert pair([load("a", -50), load("b", 10)], RULE) == {}
+    assert paired([load("a", -50), load("b", 10)]) == {}
 
 
 def test_a_pair_must_gain_more_than_the_minimum():
     rule = PairingRule(out_threshold=10, in_threshold=10, min_gain=5)
-    assert pair([load("a", 9), load("b", 14)], rule) == {}
-    assert pair([load("a", 9), load("b", 14.5)], rule) == {"a": "b"}
+    assert paired([load("a", 9), load("b", 14)], rule) == {}
+    assert paired([load("a", 9), load("b", 14.5)], rule) == {"a": "b"}
 
 
-def test_crossed_thresholds_do_not_make_an_instance_source_and_destination_at_once():
+def test_between_crossed_thresholds_the_less_free_hands_over_to_the_freer():
     rule = PairingRule(out_threshold=20, in_threshold=5, min_gain=0)
-    assert pair([load("a", 6), load("b", 19)], rule) == {}
+    assert paired([load("a", 6), load("b", 12), load("c", 19)], rule) == {"a": "c"}
 
 
-def test_an_instance_with_a_queue_takes_nothing():
-    assert pair([load("a", 0), load("b", 90, waiting=1)], RULE) == {}
+def test_an_instance_whose_head_of_line_does_not_fit_takes_nothing():
+    waits = load("b", 90, waiting=1, blocks_used=800, head_of_line_blocks=201)
+    assert paired([load("a", 0), waits]) == {}
+
+
+def test_one_whose_head_of_line_only_waits_for_the_end_of_a_step_takes_some():
+    waits = load("b", 90, waiting=1, blocks_used=800, head_of_line_blocks=100)
+    assert pair([load("a", 0), waits], RULE)["a"].room == 100 - 2 * RULE.in_threshold
 
 
 def test_a_starting_or_draining_instance_takes_nothing():
     loads = [load("a", 0), load("b", 90, state="starting"), load("c", 90, state="draining")]
-    assert pair(loads, RULE) == {}
+    assert paired(loads) == {}
 
 
 def test_an_idle_instance_has_nothing_to_give():
-    assert pair([load("a", 0, running=0), load("b", 90)], RULE) == {}
+    assert paired([load("a", 0, running=0), load("b", 90)]) == {}
 
 
 def test_requests_that_wait_are_something_to_give():
-    assert pair([load("a", 0, running=0, waiting=2), load("b", 90)], RULE) == {"a": "b"}
+    assert paired([load("a", 0, running=0, waiting=2), load("b", 90)]) == {"a": "b"}
 
 
 def test_a_draining_instance_comes_before_a_crowded_one():
     loads = [load("a", -50), load("b", -math.inf, state="draining"), load("c", 90)]
-    assert pair(loads, RULE) == {"b": "c"}
+    assert paired(loads) == {"b": "c"}
 
 
 def test_sources_without_a_destination_left_are_not_paired():
-    assert pair([load("a", 0), load("b", 1), load("c", 90)], RULE) == {"a": "c"}
+    assert paired([load("a", 0), load("b", 1), load("c", 90)]) == {"a": "c"}
+
+
+def test_a_destination_must_stay_as_free_as_its_source_was():
+    rule = PairingRule(out_threshold=50, in_threshold=1, min_gain=0)
+    source = load("a", 40, blocks_used=920, running=2)
+    taker = load("b", 75, blocks_used=700, running=4)
+    assert pair([source, taker], rule)["a"].room == 300 - 40 * 5
+
+
+def test_where_nobody_is_free_the_one_that_lacks_least_hands_over_to_the_one_that_lacks_most():
+    loads = [blocked("a", 900, 120), blocked("b", 700, 500), blocked("c", 800, 230)]
+    assert paired(loads) == {"a": "b"}
+    assert pair(loads, RULE)["a"].room == 300 - 2 * RULE.in_threshold
+
+
+def test_one_that_lacks_most_and_has_nothing_free_takes_nothing():
+    assert paired([blocked("a", 900, 120), blocked("b", 995, 500)]) == {}
+
+
+def test_a_single_instance_whose_head_of_line_does_not_fit_finds_nobody():
+    assert paired([blocked("a", 900, 120), load("b", 5)]) == {}
 
 
 numbers = st.floats(-1e4, 1e4)
@@ -77,28 +122,35 @@ def fleets(draw) -> list[InstanceLoad]:
         state = draw(states)
         freeness = -math.inf if state == "draining" else draw(numbers)
         counts = {name: draw(st.integers(0, 2)) for name in ("running", "waiting")}
+        counts["blocks_used"] = draw(st.integers(0, 1000))
+        counts["head_of_line_blocks"] = draw(st.integers(0, 1000)) if counts["waiting"] else 0
         fleet.append(load(f"r{number}", freeness, state=state, **counts))
     return fleet
 
 
 @given(fleets(), rules)
 def test_no_instance_is_in_two_pairs(fleet, rule):
-    pairs = pair(fleet, rule)
+    pairs = paired(fleet, rule)
     named = [*pairs.keys(), *pairs.values()]
     assert len(named) == len(set(named))
 
 
+def lacks(load: InstanceLoad) -> int:
+    return load.head_of_line_blocks - (load.blocks_total - load.blocks_used)
+
+
 @given(fleets(), rules)
-def test_every_pair_gains(fleet, rule):
+def test_every_pair_gains_freeness_or_room_for_a_head_of_line(fleet, rule):
     known = {x.replica_id: x for x in fleet}
-    for source, destination in pair(fleet, rule).items():
-        assert known[destination].freeness > known[source].freeness
+    for source, taker in paired(fleet, rule).items():
+        gains = known[taker].freeness > known[source].freeness
+        assert gains or 0 < lacks(known[source]) < lacks(known[taker])
 
 
 @given(fleets(), rules)
-def test_only_running_instances_without_a_queue_take_requests(fleet, rule):
-    takers = {x.replica_id for x in fleet if x.state == "running" and x.waiting == 0}
-    assert set(pair(fleet, rule).values()) <= takers
+def test_only_running_instances_take_requests(fleet, rule):
+    takers = {x.replica_id for x in fleet if x.state == "running"}
+    assert set(paired(fleet, rule).values()) <= takers
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=12), numbers)

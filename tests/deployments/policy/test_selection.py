@@ -3,33 +3,62 @@
 from deployments.policy.selection import Movable, choose_request
 
 
-def movable(name: str, priority: int = 0, tokens: int = 100, waiting: bool = False) -> Movable:
-    return Movable(name, priority, tokens, waiting)
+def movable(
+    name: str, priority: int = 0, tokens: int = 100, blocks: int = 7, waiting: bool = False
+) -> Movable:
+    return Movable(name, priority, tokens, blocks, waiting)
+
+
+def chosen(*requests: Movable, room: float = 1000, deficit: int = 0) -> str | None:
+    return choose_request(requests, room, deficit)
 
 
 def test_nothing_movable_nothing_chosen():
-    assert choose_request([]) is None
+    assert chosen() is None
 
 
 def test_the_less_urgent_leaves_first():
     urgent, normal = movable("urgent", priority=-10, tokens=1), movable("normal", priority=0)
-    assert choose_request([urgent, normal]) == "normal"
+    assert chosen(urgent, normal) == "normal"
 
 
 def test_of_equal_urgency_the_shorter_leaves_first():
-    assert choose_request([movable("long", tokens=900), movable("short", tokens=90)]) == "short"
+    assert chosen(movable("long", tokens=900), movable("short", tokens=90)) == "short"
 
 
 def test_of_equal_urgency_one_that_waits_leaves_before_a_shorter_one_that_runs():
     waits = movable("waits", tokens=900, waiting=True)
-    assert choose_request([movable("runs", tokens=9), waits]) == "waits"
+    assert chosen(movable("runs", tokens=9), waits) == "waits"
+
+
+def test_of_those_that_wait_the_head_of_line_leaves_first():
+    head = movable("head", tokens=900, waiting=True)
+    assert chosen(head, movable("next", tokens=9, waiting=True)) == "head"
 
 
 def test_an_urgent_one_that_waits_stays_longer_than_a_less_urgent_one_that_runs():
     waits = movable("waits", priority=-10, waiting=True)
-    assert choose_request([waits, movable("runs", priority=0)]) == "runs"
+    assert chosen(waits, movable("runs", priority=0)) == "runs"
 
 
-def test_the_choice_does_not_depend_on_the_order_asked_in():
+def test_what_does_not_fit_there_stays():
+    head = movable("head", blocks=200, waiting=True)
+    assert chosen(head, movable("runs", blocks=100), room=100) == "runs"
+    assert chosen(head, movable("runs", blocks=100), room=99) is None
+
+
+def test_the_shortest_that_makes_room_for_the_head_of_line_leaves():
+    sizes = {"small": 2, "enough": 30, "more": 80}
+    running = [movable(name, tokens=16 * n, blocks=n) for name, n in sizes.items()]
+    assert chosen(*running, deficit=30) == "enough"
+
+
+def test_where_none_alone_makes_room_the_largest_that_fits_leaves():
+    running = [movable(str(n), tokens=16 * n, blocks=n) for n in (2, 30, 80)]
+    assert chosen(*running, deficit=100) == "80"
+    assert chosen(*running, deficit=100, room=50) == "30"
+
+
+def test_the_choice_does_not_depend_on_the_order_of_equals():
     equals = [movable(name) for name in "cab"]
-    assert choose_request(equals) == choose_request(reversed(equals)) == "a"
+    assert chosen(*equals) == chosen(*reversed(equals)) == "a"

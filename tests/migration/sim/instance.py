@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from deployments.llumlet import Llumlet
+from load_tests.simulator import virtual_time
 from migration import links
 from migration.destination import Limits, MigrateIn
 from migration.ownership import Outcome
@@ -20,7 +21,6 @@ from migration.protocol.messages import Commit, Extend, Refused, Reserve, Reserv
 from migration.protocol.timing import orphan_s
 from migration.snapshot import Submission
 from migration.source import MigrateOut
-from load_tests.simulator import virtual_time
 from tests.migration.sim.engine import SimEngine
 from tests.migration.sim.kv import request_bytes, stream
 from tests.migration.sim.scenario import Request

@@ -12,12 +12,12 @@ from typing import Any
 from unittest import mock
 
 from deployments.pinned import CALL_TIMEOUT_S
+from load_tests.simulator import virtual_time
 from migration import links
 from migration.ownership import Owned
 from migration.peer import PeerLost
 from migration.protocol.timing import SETTLE_PAUSE_S, SETTLE_TRIES
 from migration.snapshot import CannotMove, MigrationRecord
-from load_tests.simulator import virtual_time
 from tests.migration.sim.engine import SimEngine
 from tests.migration.sim.instance import Client, Instance
 from tests.migration.sim.scenario import Event, Fault, Scenario
