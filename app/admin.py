@@ -4,8 +4,10 @@ import asyncio
 import math
 import random
 import secrets
+import time
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Depends, Header, HTTPException
 from pydantic import BaseModel, ConfigDict
 from ray.exceptions import RayError
@@ -101,7 +103,7 @@ class Fleet:
             raise refusal(409, f"{source} does not answer") from None
         if record.outcome != "completed":
             raise refusal(409, record.detail)
-        return record
+        return msgspec.structs.replace(record, at=time.time())
 
     async def drain(self, replica_id: str, draining: bool) -> None:
         """Evacuate an instance, or take it back."""

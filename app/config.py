@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from app import engine_args
-from deployments.emulated.profile import load_profile
+from deployments.emulated.profile import is_known_profile, load_profile
 
 PROJECT = Path(__file__).parents[1]
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -74,9 +74,10 @@ class EmulatedEngine(Section):
 
     @field_validator("profile")
     @classmethod
-    def _exists(cls, name: str) -> str:
+    def _resolve(cls, name: str) -> str:
+        # Files by their absolute path, because replicas run in whatever folder Ray was started in.
         load_profile(name)
-        return name
+        return name if is_known_profile(name) else str(Path(name).absolute())
 
 
 class EngineConfig(Section):
@@ -215,6 +216,7 @@ def resources(config: FleetConfig) -> dict[str, Any]:
     model = config.model
     count = ranks(model)
     if config.engine.emulated:
+        _refuse_ranks(model)
         return {"ray_actor_options": {"num_cpus": 0.1}}
     if cpu_build():
         _refuse_gpus(model)
@@ -275,6 +277,17 @@ def _parallel_size(model: ModelConfig, kind: str) -> int:
     if type(size) is not int or size < 1:
         raise ConfigError(f"model.engine_kwargs.{key}: must be a whole number of at least 1")
     return size
+
+
+def _refuse_ranks(model: ModelConfig) -> None:
+    for kind in ("tensor", "pipeline"):
+        if (size := _parallel_size(model, kind)) > 1:
+            raise ConfigError(
+                f"model.engine_kwargs.{kind}_parallel_size: {size} asked for, but an emulated"
+                " engine has one rank; its profile says how fast that is"
+            )
+    if model.accelerator_type:
+        raise ConfigError("model.accelerator_type: an emulated engine needs no accelerator")
 
 
 def _refuse_gpus(model: ModelConfig) -> None:

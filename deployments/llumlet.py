@@ -275,6 +275,7 @@ class Llumlet:
             running=running,
             waiting=waiting,
             head_of_line_blocks=head_blocks,
+            head_of_line_since=head.arrival_time if head is not None else 0.0,
             freeness=freeness(total, usage, running, waiting),
             migrating_in=len(self.incoming),
             migrating_out=len(self._moves),
@@ -288,7 +289,9 @@ class Llumlet:
         """On the step thread: the request to hand over, if one fits into `room` blocks."""
         head = self._seam.head_of_line()
         demand = self._seam.blocks_for(head.num_tokens) if head is not None else 0
-        return choose_request(self._movable(), room, demand - self._seam.blocks_free)
+        growth = len(self._seam.running())  # a block for each, or one of them is preempted soon
+        deficit = max(demand, growth) - self._seam.blocks_free
+        return choose_request(self._movable(), room, deficit)
 
     def _movable(self) -> list[Movable]:
         """On the step thread: the requests that a move would serve; those that wait in order."""

@@ -1,10 +1,11 @@
 """A scenario on the real fleet: requests over HTTP, and the admin API watched meanwhile."""
 
 import asyncio
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +87,18 @@ class Watch:
             raise ServerFailed(f"not all {instances} instances up after {UP_S:.0f} s") from None
 
     async def look(self) -> None:
-        """Sample all loads, for ever."""
+        """Sample all loads, for ever. A fleet too busy to answer is asked again."""
         while True:
-            self.samples.append((time.perf_counter(), await self._get("")))
+            with suppress(aiohttp.ClientError, TimeoutError):
+                self.samples.append((time.perf_counter(), await self._get("")))
             await asyncio.sleep(SAMPLE_S)
 
     async def remember(self) -> None:
         """Keep what is told of requests, for ever: the fleet forgets them."""
         while True:
             await asyncio.sleep(HISTORY_S)
-            await self.collect()
+            with suppress(aiohttp.ClientError, TimeoutError):
+                await self.collect()
 
     async def collect(self) -> None:
         """What the fleet knows of requests now."""
@@ -150,6 +153,8 @@ class Player:
             task.cancel()
         await asyncio.gather(*watching, return_exceptions=True)
         await self._watch.collect()
+        if not self._watch.samples:
+            raise ServerFailed("the fleet never told its loads")
         return self._run(trace, records, start, duration)
 
     def _completion(self, index: int, request: TraceRequest) -> Completion:
@@ -184,7 +189,7 @@ class Player:
         ]
         samples = [Sample(at - start, _loads(fleet)) for at, fleet in self._watch.samples]
         start_unix = time.time() - (time.perf_counter() - start)
-        drift = [load.emulation_drift for load in samples[-1].loads]
+        drift = [load.emulation_drift for load in samples[-1].loads] or [0.0]
         return Run(
             scenario=self._scenario.name,
             policy=self._policy,
@@ -200,7 +205,10 @@ class Player:
                 for one, known in zip(served, told, strict=True)
                 for move in _moves(one.request_id, known, start_unix)
             ],
-            facts={"worst_drift": max(drift), "mean_drift": sum(drift) / len(drift)},
+            facts={
+                "worst_drift": max(drift, default=0.0),
+                "mean_drift": statistics.fmean(drift or [0.0]),
+            },
         )
 
 

@@ -41,6 +41,8 @@ def run(scenario: Scenario, policy: str, rate: float) -> Run:
             "decision_mean_us": 1e6 * statistics.fmean(decisions),
             "decision_p50_us": 1e6 * percentile(decisions, 50),
             "decision_p99_us": 1e6 * percentile(decisions, 99),
+            "report_p50_us": 1e6 * percentile(simulation.report_s, 50),
+            "report_p99_us": 1e6 * percentile(simulation.report_s, 99),
         },
     )
 

@@ -41,6 +41,19 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     source: str = ""
     """Where the numbers come from."""
 
+    def __post_init__(self) -> None:
+        for name in ("weights_s", "token_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be more than 0")
+        for name in ("context_s", "pair_s", "copy_s", "copy_token_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more")
+        for name in ("blocks", "block_size", "max_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.max_step_tokens < self.max_batch:
+            raise ValueError("max_step_tokens must be at least max_batch: a token for each request")
+
     def step_s(self, tokens: int, decode_context: int, prefill_pairs: float) -> float:
         """Seconds of a step that computes so many tokens; 0 where it has none.
 
@@ -57,15 +70,18 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return self.copy_s + self.copy_token_s * tokens
 
 
+def is_known_profile(name: str) -> bool:
+    """Whether load_tests/profiles has one of that name."""
+    return (PROFILES / f"{name}.json").is_file()
+
+
 def load_profile(name: str) -> Profile:
     """The profile of that name in load_tests/profiles, or in a file. Raises ProfileError."""
-    file = PROFILES / f"{name}.json"
-    if not file.is_file():
-        file = Path(name)
+    file = PROFILES / f"{name}.json" if is_known_profile(name) else Path(name)
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.json")))
         raise ProfileError(f"{name!r} is no profile and no file; profiles: {known}")
     try:
         return msgspec.json.decode(file.read_bytes(), type=Profile)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{file.name}: {error}") from None

@@ -71,9 +71,9 @@ class Sequences:
         for request_id in step.finished_req_ids:
             self._live.pop(request_id, None)
         for new in step.scheduled_new_reqs:
-            self._live[new.req_id] = _Sequence(
-                list(new.prompt_token_ids or ()), _array(new.block_ids[0])
-            )
+            # vLLM sends a resumed request as a new one where it takes the runner for its V2.
+            tokens = new.prefill_token_ids or new.prompt_token_ids or ()
+            self._live[new.req_id] = _Sequence(list(tokens), _array(new.block_ids[0]))
         cached = step.scheduled_cached_reqs
         for request_id, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
             if request_id in cached.resumed_req_ids:

@@ -37,6 +37,7 @@ def engine_arguments(profile: Profile) -> dict[str, Any]:
         "max_model_len": tokens,
         "hf_overrides": {"max_position_embeddings": tokens},
         "enforce_eager": True,
+        "async_scheduling": False,  # a step's tokens are there when it ends
     }
 
 

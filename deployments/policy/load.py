@@ -15,6 +15,7 @@ class InstanceLoad:
 
     Blocks are KV blocks. `freeness` counts decode steps that the present batch can still make
     before memory runs out; it may be negative, and is -inf for a draining instance.
+    `head_of_line_since`: when that request arrived at its ingress, in Unix seconds.
     `emulation_drift`: share by which an emulated engine is slower than its profile.
     """
 
@@ -26,6 +27,7 @@ class InstanceLoad:
     running: int = 0
     waiting: int = 0
     head_of_line_blocks: int = 0
+    head_of_line_since: float = 0.0
     freeness: float = 0.0
     migrating_in: int = 0
     migrating_out: int = 0

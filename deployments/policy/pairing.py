@@ -1,6 +1,6 @@
 """Pairing of migration sources with destinations (Llumnix, OSDI'24, §4.4.2)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from deployments.policy.load import InstanceLoad
@@ -57,19 +57,34 @@ def _balance(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[tuple
 def _squeeze(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[tuple[str, Target]]:
     """Beyond the paper, whose moves end when no instance is over the threshold.
 
-    Then most have a head of line that their free blocks are too few for, and all of these lie idle.
-    The instance that lacks least hands over to the one that lacks most, until its head of line
-    fits: what is free in pieces becomes free in one place. It cannot go back and forth, because the
-    least that is lacked anywhere only shrinks.
+    Then most have a head of line that their free blocks are too few for, and all of these lie idle:
+    those of the instance whose head of line came last are of use to others. First to one that is
+    about to preempt; then to the one whose head of line waits longest, until it fits: what is free
+    in pieces becomes free in one place. It cannot go back and forth, because nobody gets older than
+    the one that waits longest, and no request waits for ever.
     """
+    running = [load for load in loads if load.state == "running" and load.running]
+    starving = sorted((x for x in running if _is_starving(x)), key=_by(_free))
     blocked = sorted(
-        (x for x in loads if x.state == "running" and _deficit(x) > 0),
-        key=lambda load: (_deficit(load), load.replica_id),
+        (x for x in running if _deficit(x) > 0 and not _is_starving(x)),
+        key=_by(lambda load: load.head_of_line_since),
     )
-    half = len(blocked) // 2
-    for source, taker in zip(blocked[:half], reversed(blocked), strict=False):
-        if _spare(taker, rule) > 0 and _deficit(source) < _deficit(taker):
-            yield source.replica_id, Target(taker.replica_id, _spare(taker, rule))
+    takers = [x for x in reversed(blocked) if _spare(x, rule) > 0]
+    taken: set[str] = set()
+    for source, taker in zip((*starving, *blocked), takers, strict=False):
+        if source is taker or source.replica_id in taken:
+            return
+        taken.add(taker.replica_id)
+        yield source.replica_id, Target(taker.replica_id, _spare(taker, rule))
+
+
+def _is_starving(load: InstanceLoad) -> bool:
+    """Not every running request can have one more block: soon one of them is preempted."""
+    return _free(load) < load.running
+
+
+def _by(key: Callable[[InstanceLoad], float]) -> Callable[[InstanceLoad], tuple[float, str]]:
+    return lambda load: (key(load), load.replica_id)
 
 
 def _spare(load: InstanceLoad, rule: PairingRule) -> float:

@@ -26,8 +26,8 @@ def choose_request(movable: Sequence[Movable], room: float, deficit: int) -> str
     priority.
 
     Beyond the paper: only what fits into the destination's `room`, in blocks, is chosen; and where
-    the head of line lacks `deficit` blocks here, it goes itself, or the one running request that
-    makes room for it, or else the largest that can go: short ones would have to be many.
+    `deficit` blocks are lacking here, for the head of line or for those that run to go on, the
+    shortest that leaves as many goes, or else the largest: short ones would have to be many.
     """
     fitting = [request for request in movable if request.blocks <= room]
     if not fitting:

@@ -4,7 +4,9 @@ import asyncio
 import gc
 import random
 import time
+from array import array
 from collections.abc import Callable, Sequence
+from typing import Any
 from unittest.mock import patch
 
 from app.config import FleetConfig
@@ -40,6 +42,10 @@ class Simulation:
         )
         self._client = VirtualClient(self._scheduler, self._network, config.priorities, seed)
         self.samples: list[Sample] = []
+        self.report_s = array("d")
+        """Real seconds that the scheduler took for each report, pairing included."""
+        self._main: asyncio.Task[Any] | None = None
+        self._error: BaseException | None = None
 
     @property
     def served(self) -> list[Served]:
@@ -61,10 +67,17 @@ class Simulation:
 
         `progress` is called when a request has ended.
         """
-        return virtual_time.run(self._run(trace, progress))
+        try:
+            return virtual_time.run(self._run(trace, progress))
+        except asyncio.CancelledError:
+            if self._error is not None:
+                raise self._error from None
+            raise
 
     async def _run(self, trace: Sequence[TraceRequest], progress: Callable[[], None]) -> float:
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._give_up)
+        self._main = asyncio.current_task()
         # Everything here, vLLM's events included, tells the time by it.
         with patch("time.monotonic", loop.time):
             for number in range(self._config.replicas):
@@ -77,6 +90,12 @@ class Simulation:
             await self._play(trace, progress)
             sampling.cancel()
             return self._client.now()
+
+    def _give_up(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A step raised: without its engine the run would never end."""
+        if "handle" in context and self._error is None and self._main is not None:
+            self._error = context.get("exception")
+            self._main.cancel()
 
     def _start(self, replica_id: str) -> None:
         VirtualInstance(
@@ -97,7 +116,9 @@ class Simulation:
 
     async def _report(self, report: Report) -> Orders:
         await asyncio.sleep(self._network.delays.call / 2)
+        began = time.perf_counter()
         orders = self._scheduler.report(report, time.monotonic())
+        self.report_s.append(time.perf_counter() - began)
         await asyncio.sleep(self._network.delays.call / 2)
         return orders
 

@@ -52,7 +52,7 @@ class Engine:
     def __init__(self) -> None:
         self.requests: dict[str, Any] = {}
         self.blocks_total, self.blocks_free = 100, 100
-        self.waiting: list[str] = []
+        self.queue: list[str] = []
         self.fixed: set[str] = set()
 
     def add(self, submission: Submission) -> None:
@@ -74,13 +74,16 @@ class Engine:
         return self.requests[request_id]
 
     def running(self) -> list[Any]:
-        return [r for name, r in self.requests.items() if name not in self.waiting]
+        return [r for name, r in self.requests.items() if name not in self.queue]
+
+    def waiting(self) -> list[Any]:
+        return [self.requests[name] for name in self.queue]
 
     def counts(self) -> tuple[int, int]:
-        return len(self.running()), len(self.waiting)
+        return len(self.running()), len(self.queue)
 
     def head_of_line(self) -> Any:
-        return self.requests[self.waiting[0]] if self.waiting else None
+        return next(iter(self.waiting()), None)
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)

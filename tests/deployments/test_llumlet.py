@@ -8,6 +8,7 @@ import pytest
 from deployments.engine_loop import EngineDead
 from deployments.llumlet import BACKOFF_S
 from deployments.messages import Orders
+from migration.engine_seam import SLACK_TOKENS
 from migration.ownership import Outcome
 from migration.protocol.messages import Refused, Reserve, Reserved
 from migration.snapshot import CannotMove, Snapshot, UnknownRequest
@@ -276,12 +277,10 @@ async def test_a_caller_that_hangs_up_does_not_stop_the_move_nor_lose_its_record
 
 # --- orders -------------------------------------------------------------------------------------
 
-THERE = Orders("there")
 
-
-async def obeyed(here: Instance) -> list[str]:
+async def obeyed(here: Instance, room: float = 1000) -> list[str]:
     """Which requests left on one order."""
-    await here.llumlet.obey(THERE, "balance")
+    await here.llumlet.obey(Orders("there", room), "balance")
     return [request_id for request_id, *_ in here.outgoing.moves]
 
 
@@ -306,7 +305,37 @@ async def test_a_request_that_has_not_begun_is_preferred():
     for name in ("runs", "waits"):
         await here.submitted(name)
     here.engine.give("waits", num_computed_tokens=0, num_tokens=900)
+    here.engine.queue = ["waits"]
     assert await obeyed(here) == ["waits"]
+
+
+async def test_of_those_that_wait_the_head_of_line_leaves_first_however_little_is_left_of_it():
+    here = Instance()
+    for name in ("behind", "head"):
+        await here.submitted(name)
+        here.engine.give(name, num_computed_tokens=0, num_output_tokens=0)
+    here.engine.give("head", num_computed_tokens=0, num_tokens=900, max_tokens=1)
+    here.engine.queue = ["head", "behind"]
+    assert await obeyed(here) == ["head"]
+
+
+async def test_what_does_not_fit_into_the_destination_s_room_stays():
+    here = Instance()
+    await here.submitted()
+    here.engine.give("r1", num_tokens=320 - SLACK_TOKENS)  # 20 blocks, with what it grows meanwhile
+    assert await obeyed(here, room=19) == []
+    assert await obeyed(here, room=20) == ["r1"]
+
+
+async def test_the_running_request_leaves_that_makes_room_for_the_head_of_line():
+    here = Instance()
+    for name in ("short", "long", "waits"):
+        await here.submitted(name)
+    here.engine.give("long", num_tokens=800)
+    here.engine.give("waits", num_computed_tokens=0, num_tokens=960)
+    here.engine.queue, here.engine.fixed = ["waits"], {"waits"}
+    here.engine.blocks_free = 20
+    assert await obeyed(here) == ["long"]
 
 
 async def test_what_cannot_be_moved_is_passed_over():
@@ -360,7 +389,7 @@ async def test_the_load_counts_requests_blocks_headroom_and_the_head_of_line():
     await here.submitted("runs", priority_class="high")
     await here.submitted("waits")
     await here.submitted("waits behind")
-    here.engine.waiting = ["waits", "waits behind"]
+    here.engine.queue = ["waits", "waits behind"]
     here.engine.blocks_free = 60
     load = await here.llumlet.load()
     assert (load.running, load.waiting, load.head_of_line_blocks) == (1, 2, 2)

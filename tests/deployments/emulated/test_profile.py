@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 
 from deployments.emulated.profile import PROFILES, Profile, ProfileError, load_profile
@@ -16,7 +17,7 @@ NUMBERS = {
     "blocks": 100,
     "block_size": 16,
 }
-PROFILE = Profile(**NUMBERS)
+PROFILE = msgspec.convert(NUMBERS, Profile)
 
 
 @pytest.fixture

@@ -96,14 +96,31 @@ def test_a_destination_must_stay_as_free_as_its_source_was():
     assert pair([source, taker], rule)["a"].room == 300 - 40 * 5
 
 
-def test_where_nobody_is_free_the_one_that_lacks_least_hands_over_to_the_one_that_lacks_most():
-    loads = [blocked("a", 900, 120), blocked("b", 700, 500), blocked("c", 800, 230)]
+def test_where_nobody_is_free_the_last_to_wait_takes_from_the_one_that_waits_longest():
+    loads = [
+        blocked("a", 900, 120, head_of_line_since=20.0),
+        blocked("b", 700, 500, head_of_line_since=30.0),
+        blocked("c", 800, 230, head_of_line_since=10.0),
+    ]
+    assert paired(loads) == {"c": "b"}
+    assert pair(loads, RULE)["c"].room == 300 - 2 * RULE.in_threshold
+
+
+def test_before_that_comes_one_that_is_about_to_preempt():
+    loads = [
+        load("a", 1, blocks_used=999, running=2),
+        blocked("b", 700, 500, head_of_line_since=30.0),
+        blocked("c", 800, 230, head_of_line_since=10.0),
+    ]
     assert paired(loads) == {"a": "b"}
-    assert pair(loads, RULE)["a"].room == 300 - 2 * RULE.in_threshold
 
 
-def test_one_that_lacks_most_and_has_nothing_free_takes_nothing():
-    assert paired([blocked("a", 900, 120), blocked("b", 995, 500)]) == {}
+def test_one_that_has_nothing_to_spare_takes_nothing():
+    old, young = (
+        blocked(name, used, 500, head_of_line_since=at)
+        for name, used, at in (("a", 900, 10.0), ("b", 985, 20.0))
+    )
+    assert paired([old, young]) == {}
 
 
 def test_a_single_instance_whose_head_of_line_does_not_fit_finds_nobody():
@@ -124,6 +141,7 @@ def fleets(draw) -> list[InstanceLoad]:
         counts = {name: draw(st.integers(0, 2)) for name in ("running", "waiting")}
         counts["blocks_used"] = draw(st.integers(0, 1000))
         counts["head_of_line_blocks"] = draw(st.integers(0, 1000)) if counts["waiting"] else 0
+        counts["head_of_line_since"] = draw(st.floats(0, 100))
         fleet.append(load(f"r{number}", freeness, state=state, **counts))
     return fleet
 
@@ -135,16 +153,26 @@ def test_no_instance_is_in_two_pairs(fleet, rule):
     assert len(named) == len(set(named))
 
 
-def lacks(load: InstanceLoad) -> int:
-    return load.head_of_line_blocks - (load.blocks_total - load.blocks_used)
+def is_blocked(load: InstanceLoad) -> bool:
+    return load.head_of_line_blocks > load.blocks_total - load.blocks_used
 
 
 @given(fleets(), rules)
-def test_every_pair_gains_freeness_or_room_for_a_head_of_line(fleet, rule):
+def test_every_pair_gains_freeness_or_uses_blocks_that_lie_idle(fleet, rule):
     known = {x.replica_id: x for x in fleet}
     for source, taker in paired(fleet, rule).items():
         gains = known[taker].freeness > known[source].freeness
-        assert gains or 0 < lacks(known[source]) < lacks(known[taker])
+        assert gains or is_blocked(known[taker])
+
+
+@given(fleets(), rules)
+def test_of_two_whose_heads_of_line_wait_the_older_one_gives_unless_it_gains(fleet, rule):
+    known = {x.replica_id: x for x in fleet}
+    for source, taker in paired(fleet, rule).items():
+        here, there = known[source], known[taker]
+        starving = here.blocks_total - here.blocks_used < here.running
+        if is_blocked(there) and not starving:
+            assert here.head_of_line_since <= there.head_of_line_since
 
 
 @given(fleets(), rules)

@@ -19,7 +19,7 @@ class Engine:
         self.left, self.blocked = steps, blocked
         self.made = 0
         self.seen: list[tuple[float, str]] = []
-        self.steps = VirtualSteps(self, self.note_published)  # type: ignore[arg-type]
+        self.steps = VirtualSteps(self, self.note_published)
 
     def has_requests(self) -> bool:
         return self.left > 0
