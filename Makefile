@@ -45,9 +45,15 @@ lint: $(DEV) ## ruff and mypy
 	@echo "==> mypy"
 	@$(BIN)/mypy
 
-bench: $(DEV) $(TINY)/config.json ## one replica beside plain vLLM
+bench: $(DEV) $(TINY)/config.json ## one replica beside plain vLLM; then the standard scenarios (hours)
 	@echo "==> measuring the overhead of the fleet"
 	@$(BIN)/python -m load_tests.overhead
+	@echo "==> the scenarios of the paper, simulated"
+	@$(BIN)/python -m load_tests simulate s-s m-m l-l s-l l-s sharegpt burstgpt
+	@echo "==> smaller ones on the real fleet, and simulated"
+	@$(BIN)/python -m load_tests run m-m-4 sharegpt-4 burstgpt-4
+	@$(BIN)/python -m load_tests simulate m-m-4 sharegpt-4 burstgpt-4
+	@$(BIN)/python -m load_tests report
 
 clean: ## remove .venv, the model, results and caches
 	rm -rf .venv models results .pytest_cache .mypy_cache .ruff_cache .hypothesis

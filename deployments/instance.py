@@ -69,7 +69,7 @@ class Instance:
             self._on_record,
         )
         if config.engine.emulated:
-            self.llumlet.emulation_drift = lambda: core.collective_rpc("emulation_drift")[0]
+            self.llumlet.survey.emulation_drift = lambda: core.collective_rpc("emulation_drift")[0]
         self.outgoing = MigrateOut(
             replica_id,
             self._steps,

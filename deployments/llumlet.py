@@ -9,22 +9,20 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from deployments.engine_loop import EngineDead, EngineLoop
 from deployments.messages import Orders, Report
-from deployments.policy.load import InstanceLoad, InstanceState, freeness, virtual_usage
-from deployments.policy.selection import Movable, choose_request
+from deployments.policy.load import InstanceLoad
+from deployments.survey import Survey
 from migration.destination import MigrateIn
-from migration.engine_seam import SLACK_TOKENS, EngineSeam
+from migration.engine_seam import EngineSeam
 from migration.ownership import Outcome, Owned
 from migration.protocol.messages import Refused, Reserve, Reserved
 from migration.protocol.timing import PER_PAIR
 from migration.snapshot import CannotMove, MigrationRecord, Submission, UnknownRequest
 from migration.source import MigrateOut, Reason
-
-WORTH_MOVING_TOKENS = 16
-"""A running request this near its end stays: it would finish sooner than the move pays."""
 
 BACKOFF_S = 1.0
 """After a move that failed, orders are not followed for this time."""
@@ -51,10 +49,9 @@ class Llumlet:
         self.draining = False
         self.changed = asyncio.Event()
         self.migrations: Counter[str] = Counter()
-        self.emulation_drift: Callable[[], float] = float  # none, where the accelerator is real
         self._loop = loop
         self._seam = seam
-        self._headroom_blocks = {c: seam.blocks_for(n) for c, n in headroom_tokens.items()}
+        self.survey = Survey(replica_id, seam, headroom_tokens)
         self._max_concurrent = max_concurrent
         self._orphan_s = orphan_s
         self._on_record = on_record
@@ -188,7 +185,8 @@ class Llumlet:
             return None
         if not self._may_move(orders.destination):
             return None
-        chosen = await self._loop.run(partial(self._choose, orders.room))
+        choose = partial(self.survey.choose, self.owned, self.draining, orders.room)
+        chosen = await self._loop.run(choose)
         if chosen is None:
             return None
         try:
@@ -206,7 +204,8 @@ class Llumlet:
 
     async def load(self) -> InstanceLoad:
         """The load as of the next step boundary."""
-        return await self._loop.run(self._measure)
+        load = await self._loop.run(partial(self.survey.load, self.owned, self.draining))
+        return replace(load, migrating_in=len(self.incoming), migrating_out=len(self._moves))
 
     async def housekeeping(self) -> None:
         """Drop reservations without a source, requests without an ingress, unclaimed outcomes."""
@@ -245,76 +244,3 @@ class Llumlet:
         if self.owned.get(owned.submission.request_id) is owned:
             del self.owned[owned.submission.request_id]
         self.changed.set()
-
-    def _measure(self) -> InstanceLoad:
-        """On the step thread: the load as of this step boundary."""
-        seam = self._seam
-        running, waiting = seam.counts()
-        free, total = seam.blocks_free, seam.blocks_total
-        head = seam.head_of_line()
-        head_blocks = seam.blocks_for(head.num_tokens) if head is not None else 0
-        usage = virtual_usage(
-            blocks_used=total - free,
-            blocks_free=free,
-            head_of_line_blocks=head_blocks,
-            batch_is_full=running >= seam.max_batch,
-            running_classes=(
-                owned.submission.priority_class
-                for request in seam.running()
-                if (owned := self.owned.get(request.request_id))
-            ),
-            headroom_blocks=self._headroom_blocks,
-            draining=self.draining,
-        )
-        return InstanceLoad(
-            replica_id=self.replica_id,
-            state=self._state(),
-            blocks_total=total,
-            blocks_used=total - free,
-            block_size=seam.block_size,
-            running=running,
-            waiting=waiting,
-            head_of_line_blocks=head_blocks,
-            head_of_line_since=head.arrival_time if head is not None else 0.0,
-            freeness=freeness(total, usage, running, waiting),
-            migrating_in=len(self.incoming),
-            migrating_out=len(self._moves),
-            emulation_drift=self.emulation_drift(),
-        )
-
-    def _state(self) -> InstanceState:
-        return "draining" if self.draining else "running"
-
-    def _choose(self, room: float) -> str | None:
-        """On the step thread: the request to hand over, if one fits into `room` blocks."""
-        head = self._seam.head_of_line()
-        demand = self._seam.blocks_for(head.num_tokens) if head is not None else 0
-        growth = len(self._seam.running())  # a block for each, or one of them is preempted soon
-        deficit = max(demand, growth) - self._seam.blocks_free
-        return choose_request(self._movable(), room, deficit)
-
-    def _movable(self) -> list[Movable]:
-        """On the step thread: the requests that a move would serve; those that wait in order."""
-        movable = []
-        for request in (*self._seam.waiting(), *self._seam.running()):
-            owned = self.owned.get(request.request_id)
-            if owned is None or owned.migrating or owned.outcome.done():
-                continue
-            try:
-                self._seam.check_movable(request.request_id)
-            except CannotMove:
-                continue
-            waiting = request.num_computed_tokens == 0
-            remaining = request.max_tokens - request.num_output_tokens
-            if waiting or remaining >= WORTH_MOVING_TOKENS or self.draining:
-                slack = 0 if waiting else SLACK_TOKENS
-                movable.append(
-                    Movable(
-                        request_id=request.request_id,
-                        priority=request.priority,
-                        tokens=request.num_tokens,
-                        blocks=self._seam.blocks_for(request.num_tokens + slack),
-                        waiting=waiting,
-                    )
-                )
-        return movable

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -65,8 +66,8 @@ def _run(options: argparse.Namespace) -> None:
         for policy in scenario.policies:
             print(f"==> starting {scenario.instances} instances, policy {policy}", flush=True)
             with _bar(scenario.name, scenario.requests * len(scenario.rates)) as bar:
-                for run in fleet_run.run(scenario, policy, options.results / "logs", bar.update):
-                    _keep(run, options.results, bar)
+                keep = partial(_keep, folder=options.results, bar=bar)
+                fleet_run.run(scenario, policy, options.results / "logs", bar.update, keep)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,24 @@ REQUEST_S = 1800.0
 """Longest request, in a queue that grows as long as the run."""
 
 
-def run(scenario: Scenario, policy: str, logs: Path, progress: Callable[[], None]) -> list[Run]:
+def run(
+    scenario: Scenario,
+    policy: str,
+    logs: Path,
+    progress: Callable[[], None],
+    keep: Callable[[Run], None],
+) -> None:
     """Start a fleet of the policy, and play the trace at each rate.
 
-    `progress` is called at each request's end. Raises ServerFailed.
+    `progress` is called at each request's end, `keep` at each run's. Raises ServerFailed.
     """
+
+    async def play_all(server: Server) -> None:
+        async for done in play(server, scenario, policy, progress):
+            keep(done)
+
     with start(scenario, policy, logs) as server:
-        return uvloop.run(play(server, scenario, policy, progress))
+        uvloop.run(play_all(server))
 
 
 @contextmanager
@@ -55,17 +66,15 @@ def start(scenario: Scenario, policy: str, logs: Path) -> Iterator[Server]:
 
 async def play(
     server: Server, scenario: Scenario, policy: str, progress: Callable[[], None]
-) -> list[Run]:
+) -> AsyncIterator[Run]:
     """The trace at each of the scenario's rates, once all instances are up."""
     async with connect(timeout_s=REQUEST_S) as session:
         watch = Watch(session, server.url)
         await watch.until_up(scenario.instances)
-        runs = []
         for rate in scenario.rates:
             trace = scenario.trace_at(rate)
             player = Player(session, server.url, scenario, policy, rate)
-            runs.append(await player.play(trace, progress))
-        return runs
+            yield await player.play(trace, progress)
 
 
 class Watch:

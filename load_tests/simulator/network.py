@@ -24,7 +24,7 @@ class Delays:
     until the client has the token. `call`: there and back, between two deployments.
     """
 
-    submit: float = 0.010
+    submit: float = 0.025
     deliver: float = 0.003
     call: float = 0.003
 

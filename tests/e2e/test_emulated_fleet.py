@@ -33,7 +33,8 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 async def test_a_load_test_tells_of_each_request_what_became_of_it(emulated: Server):
     ended: list[None] = []
-    (run,) = await fleet_run.play(emulated, SCENARIO, "llumnix", lambda: ended.append(None))
+    playing = fleet_run.play(emulated, SCENARIO, "llumnix", lambda: ended.append(None))
+    (run,) = [run async for run in playing]
     result = to_json(run)
     assert len(ended) == result["completed"] == SCENARIO.requests
     assert result["errors"] == [""] * SCENARIO.requests
