@@ -41,19 +41,6 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     source: str = ""
     """Where the numbers come from."""
 
-    def __post_init__(self) -> None:
-        for name in ("weights_s", "token_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be more than 0")
-        for name in ("context_s", "pair_s", "copy_s", "copy_token_s"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more")
-        for name in ("blocks", "block_size", "max_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        if self.max_step_tokens < self.max_batch:
-            raise ValueError("max_step_tokens must be at least max_batch: a token for each request")
-
     def step_s(self, tokens: int, decode_context: int, prefill_pairs: float) -> float:
         """Seconds of a step that computes so many tokens; 0 where it has none.
 
@@ -82,6 +69,22 @@ def load_profile(name: str) -> Profile:
         known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.json")))
         raise ProfileError(f"{name!r} is no profile and no file; profiles: {known}")
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Profile)
+        profile = msgspec.json.decode(file.read_bytes(), type=Profile)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{file.name}: {error}") from None
+    if problem := _problem(profile):
+        raise ProfileError(f"{file.name}: {problem}")
+    return profile
+
+
+def _problem(profile: Profile) -> str | None:
+    """Why no engine could run with it."""
+    for name in ("weights_s", "token_s", "context_s", "pair_s", "copy_s", "copy_token_s"):
+        if not getattr(profile, name) >= 0:
+            return f"{name} must be 0 or more"
+    for name in ("weights_s", "blocks", "block_size", "max_batch"):
+        if not getattr(profile, name) > 0:
+            return f"{name} must be more than 0"
+    if profile.max_step_tokens < profile.max_batch:
+        return "max_step_tokens must be at least max_batch: one for each request that decodes"
+    return None

@@ -29,7 +29,7 @@ class VirtualSteps:
         self._publish = publish
         self._loop = asyncio.get_running_loop()
         self._commands: deque[Command] = deque()
-        self._stepping = False
+        self._stepping = self._woken = False
         self._seconds = 0.0
 
     def step(self, seconds: float, follows: bool) -> None:
@@ -43,7 +43,7 @@ class VirtualSteps:
             self._commands.append((command, future))
         else:
             self._run(command, future)
-            self._go_on()
+            self._wake()
         return future
 
     async def run(self, command: Callable[[], T]) -> T:
@@ -59,7 +59,14 @@ class VirtualSteps:
         except Exception as error:
             future.set_exception(error)
 
+    def _wake(self) -> None:
+        """In a callback of its own, as every step: an error in one must not be a command's."""
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon(self._go_on)
+
     def _go_on(self) -> None:
+        self._woken = False
         if self._stepping or not self._core.scheduler.has_requests():
             return
         self._seconds = 0.0

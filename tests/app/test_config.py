@@ -65,6 +65,14 @@ def test_every_key_can_be_set():
     assert config.admin.api_key == "secret"
 
 
+def test_a_profile_file_is_found_from_any_folder(tmp_path, monkeypatch):
+    a10 = (app_config.PROJECT / "load_tests/profiles/a10-llama-7b.json").read_bytes()
+    (tmp_path / "mine.json").write_bytes(a10)
+    monkeypatch.chdir(tmp_path)
+    config = load(args(engine={"emulated": {"profile": "mine.json"}}))
+    assert config.engine.emulated.profile == str(tmp_path / "mine.json")
+
+
 def test_vllm_is_the_engine_without_further_keys():
     assert load(args(engine="vllm")) == load(args())
 
@@ -116,6 +124,14 @@ def test_a_loaded_configuration_does_not_change():
         (
             args(engine={"emulated": {"profile": "a10"}}),
             "engine.emulated.profile: 'a10' is no profile and no file; profiles: a10-llama-7b,",
+        ),
+        (
+            engine(tensor_parallel_size=2) | {"engine": {"emulated": {"profile": "a10-llama-7b"}}},
+            "model.engine_kwargs.tensor_parallel_size: 2 asked for, but an emulated engine has one",
+        ),
+        (
+            model(accelerator_type="H100") | {"engine": {"emulated": {"profile": "a10-llama-7b"}}},
+            "model.accelerator_type: an emulated engine needs no accelerator",
         ),
         (
             args(engine={"emulated": {"profile": __file__}}),

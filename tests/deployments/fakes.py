@@ -61,6 +61,7 @@ class Engine:
     def give(self, request_id: str, **rest: Any) -> None:
         defaults = {"request_id": request_id, "num_tokens": 20, "num_computed_tokens": 19}
         defaults |= {"max_tokens": 100, "num_output_tokens": 10, "priority": 0}
+        defaults["arrival_time"] = float(len(self.requests))
         self.requests[request_id] = SimpleNamespace(**defaults | rest)
 
     def drop(self, request_id: str) -> None:

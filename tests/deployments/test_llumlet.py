@@ -392,7 +392,8 @@ async def test_the_load_counts_requests_blocks_headroom_and_the_head_of_line():
     here.engine.queue = ["waits", "waits behind"]
     here.engine.blocks_free = 60
     load = await here.llumlet.load()
-    assert (load.running, load.waiting, load.head_of_line_blocks) == (1, 2, 2)
+    assert (load.running, load.waiting) == (1, 2)
+    assert (load.head_of_line_blocks, load.head_of_line_since) == (2, 1.0)
     assert load.freeness == (100 - 40 - 160 / 16 - 2) / 2
 
 

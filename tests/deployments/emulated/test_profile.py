@@ -77,6 +77,9 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
         (json.dumps(NUMBERS | {"blocks": "many"}), "mine.json: Expected `int`, got `str`"),
         (json.dumps(NUMBERS | {"bloks": 1}), "mine.json: Object contains unknown field `bloks`"),
         ('{"weights_s": 1}', "mine.json: Object missing required field"),
+        (json.dumps(NUMBERS | {"blocks": 0}), "mine.json: blocks must be more than 0"),
+        (json.dumps(NUMBERS | {"pair_s": -1e-9}), "mine.json: pair_s must be 0 or more"),
+        (json.dumps(NUMBERS | {"max_batch": 9999}), "mine.json: max_step_tokens must be at least"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_in_one_line(file, text, says):

@@ -13,6 +13,7 @@ import yaml
 
 from app.config import load
 from deployments.emulated.profile import load_profile
+from deployments.emulated.worker import EmulatedWorker
 from load_tests import simulate
 from load_tests.outcome import Move, Served
 from load_tests.scenario import load_scenario
@@ -198,3 +199,12 @@ def test_a_scenario_says_what_is_simulated(profile: str, tiny_llama: Path, tmp_p
     )
     assert [one.error for one in run.served] == [""] * 3
     assert {load.replica_id for load in run.samples[-1].loads} == {"i0000", "i0001"}
+
+
+def test_an_engine_that_fails_ends_the_run(args, monkeypatch):
+    def fail(self: Any, step: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(EmulatedWorker, "execute_model", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        play(args, MIXED)

@@ -90,6 +90,7 @@ async def test_a_command_s_failure_is_its_caller_s_alone() -> None:
 async def test_a_command_that_nobody_waits_for_any_more_is_not_run() -> None:
     engine = Engine()
     await engine.steps.run(lambda: engine.give(1))
+    await asyncio.sleep(STEP_S / 2)
     engine.steps.call(lambda: engine.note("too late")).cancel()
     await asyncio.sleep(1)
     assert engine.seen == [(STEP_S, "step 1")]
