@@ -73,6 +73,8 @@ class Simulation:
             if self._error is not None:
                 raise self._error from None
             raise
+        finally:
+            gc.unfreeze()
 
     async def _run(self, trace: Sequence[TraceRequest], progress: Callable[[], None]) -> float:
         loop = asyncio.get_running_loop()
@@ -83,7 +85,7 @@ class Simulation:
             for number in range(self._config.replicas):
                 self._start(f"i{number:04}")
             gc.collect()
-            gc.freeze()  # the engines stay: looking through them again and again is half the time
+            gc.freeze()  # the engines stay: no need to look through them again and again
             await asyncio.sleep(WARM_UP_S)
             self._client.start = loop.time()
             sampling = loop.create_task(self._sample())
