@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """Seconds that things take between processes; medians of the real fleet on this machine.
+    """Seconds that things take between processes, about as on two cores that are not busy.
 
     `submit`: from the client until the engine has the request. `deliver`: from the end of a step
     until the client has the token. `call`: there and back, between two deployments.
