@@ -8,7 +8,7 @@ Nothing here imports vLLM or Ray.
 import difflib
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import UnionType
@@ -279,24 +279,27 @@ def _parallel_size(model: ModelConfig, kind: str) -> int:
     return size
 
 
-def _refuse_ranks(model: ModelConfig) -> None:
+def _several(model: ModelConfig) -> Iterator[tuple[str, int]]:
+    """What asks for more than one rank: the key and how many."""
     for kind in ("tensor", "pipeline"):
         if (size := _parallel_size(model, kind)) > 1:
-            raise ConfigError(
-                f"model.engine_kwargs.{kind}_parallel_size: {size} asked for, but an emulated"
-                " engine has one rank; its profile says how fast that is"
-            )
+            yield f"model.engine_kwargs.{kind}_parallel_size", size
+
+
+def _refuse_ranks(model: ModelConfig) -> None:
+    for key, size in _several(model):
+        raise ConfigError(
+            f"{key}: {size} asked for, but an emulated engine has one rank;"
+            " its profile says how fast that is"
+        )
     if model.accelerator_type:
         raise ConfigError("model.accelerator_type: an emulated engine needs no accelerator")
 
 
 def _refuse_gpus(model: ModelConfig) -> None:
     build = "vLLM's CPU build is installed here, which uses"
-    for kind in ("tensor", "pipeline"):
-        if (size := _parallel_size(model, kind)) > 1:
-            raise ConfigError(
-                f"model.engine_kwargs.{kind}_parallel_size: {size} GPUs asked for, but {build} none"
-            )
+    for key, size in _several(model):
+        raise ConfigError(f"{key}: {size} GPUs asked for, but {build} none")
     if model.accelerator_type:
         raise ConfigError(
             f"model.accelerator_type: {model.accelerator_type!r} asked for,"

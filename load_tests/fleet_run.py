@@ -215,8 +215,8 @@ class Player:
                 for move in _moves(one.request_id, known, start_unix)
             ],
             facts={
-                "worst_drift": max(drift, default=0.0),
-                "mean_drift": statistics.fmean(drift or [0.0]),
+                "worst_drift": max(drift),
+                "mean_drift": statistics.fmean(drift),
             },
         )
 
@@ -262,19 +262,8 @@ def _moves(request_id: str, told: Mapping[str, Any], start_unix: float) -> list[
 
 
 def _loads(fleet: Mapping[str, Any]) -> tuple[InstanceLoad, ...]:
+    """Its keys are the load's own (`app.admin.load_to_json`); JSON has no -inf freeness."""
     return tuple(
-        InstanceLoad(
-            replica_id=one["replica_id"],
-            state=one["state"],
-            blocks_total=one["blocks_total"],
-            blocks_used=one["blocks_used"],
-            running=one["running"],
-            waiting=one["waiting"],
-            head_of_line_blocks=one["head_of_line_blocks"],
-            freeness=-1e9 if one["freeness"] is None else one["freeness"],
-            migrating_in=one["migrating_in"],
-            migrating_out=one["migrating_out"],
-            emulation_drift=one["emulation_drift"],
-        )
+        InstanceLoad(**one | {"freeness": -1e9 if one["freeness"] is None else one["freeness"]})
         for one in fleet["replicas"]
     )

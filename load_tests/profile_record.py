@@ -27,6 +27,7 @@ from vllm.v1.engine import EngineCoreRequest
 from app.check import read_yaml
 from app.config import ConfigError, FleetConfig, cpu_build, hint, load
 from deployments import engine_config
+from deployments.emulated.profile import work
 from load_tests.profile_fit import Copy, Step, fit, save, table
 from migration.worker import MigrationWorker
 
@@ -115,15 +116,11 @@ class Engine:
         self.core.abort_requests(list(self.core.scheduler.requests))
 
     def _work(self, scheduled: SchedulerOutput) -> tuple[int, int, float]:
-        """What `Profile.step_s` takes, counted as deployments.emulated.worker does."""
-        context, pairs = 0, 0.0
-        for name, count in scheduled.num_scheduled_tokens.items():
-            start = self.core.scheduler.requests[name].num_computed_tokens - count
-            if count == 1:
-                context += start
-            else:
-                pairs += count * (start + count / 2)
-        return scheduled.total_num_scheduled_tokens, context, pairs
+        requests = self.core.scheduler.requests
+        return work(
+            (requests[name].num_computed_tokens - count, count)
+            for name, count in scheduled.num_scheduled_tokens.items()
+        )
 
 
 def main() -> int:

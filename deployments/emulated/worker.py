@@ -16,8 +16,8 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from deployments.emulated.pace import Pace, WallPace
-from deployments.emulated.profile import Profile
-from deployments.emulated.sequences import Sequences, Work
+from deployments.emulated.profile import Profile, work
+from deployments.emulated.sequences import Sequences
 from migration.worker import MigrationWorker
 
 WORKER = "deployments.emulated.worker.EmulatedWorker"
@@ -88,29 +88,21 @@ class EmulatedWorker(WorkerBase):
 
     def execute_model(self, step: SchedulerOutput) -> ModelRunnerOutput:
         """Compute the step's tokens, then wait as long as the accelerator would have."""
-        work = list(self.sequences.execute(step))
-        if not work:
+        done = list(self.sequences.execute(step))
+        if not done:
             return EMPTY_MODEL_RUNNER_OUTPUT
+        seconds = self.profile.step_s(*work((one.start, one.count) for one in done))
         cached = step.scheduled_cached_reqs
-        self.pace.step(self._seconds(work), len(cached.req_ids) > len(cached.resumed_req_ids))
+        self.pace.step(seconds, len(cached.req_ids) > len(cached.resumed_req_ids))
         return ModelRunnerOutput(
-            req_ids=[one.request_id for one in work],
-            req_id_to_index={one.request_id: index for index, one in enumerate(work)},
-            sampled_token_ids=[[] if one.token is None else [one.token] for one in work],
+            req_ids=[one.request_id for one in done],
+            req_id_to_index={one.request_id: index for index, one in enumerate(done)},
+            sampled_token_ids=[[] if one.token is None else [one.token] for one in done],
         )
 
     def emulation_drift(self) -> float:
         """Share by which the steps took longer than the profile says."""
         return self.pace.drift if isinstance(self.pace, WallPace) else 0.0
-
-    def _seconds(self, work: list[Work]) -> float:
-        context, pairs = 0, 0.0
-        for one in work:
-            if one.count == 1:
-                context += one.start
-            else:
-                pairs += one.count * (one.start + one.count / 2)
-        return self.profile.step_s(sum(one.count for one in work), context, pairs)
 
 
 class EmulatedMigration(MigrationWorker):
