@@ -161,24 +161,27 @@ async def closed_loop(
 
 
 async def open_loop(
+    session: aiohttp.ClientSession,
     url: str,
     arrivals: Sequence[tuple[float, Completion]],
     progress: Progress | None = None,
 ) -> list[Record]:
-    """Sends each request at its time, in seconds from now, whatever became of those before it."""
+    """Sends each request at its time, in seconds from now, whatever became of those before it.
+
+    The records are in the order of the requests.
+    """
     start = time.perf_counter()
-    records: list[Record] = []
 
-    async def send(at: float, request: Completion) -> None:
+    async def send(at: float, request: Completion) -> Record:
         await asyncio.sleep(start + at - time.perf_counter())
-        records.append(await stream(session, url, request))
+        record = await stream(session, url, request)
         if progress:
-            progress(records[-1])
+            progress(record)
+        return record
 
-    async with connect() as session, asyncio.TaskGroup() as senders:
-        for at, request in arrivals:
-            senders.create_task(send(at, request))
-    return records
+    async with asyncio.TaskGroup() as senders:
+        sent = [senders.create_task(send(at, request)) for at, request in arrivals]
+    return [task.result() for task in sent]
 
 
 def connect(connections: int = 0, timeout_s: float = TIMEOUT_S) -> aiohttp.ClientSession:

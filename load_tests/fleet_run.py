@@ -14,7 +14,7 @@ import uvloop
 import yaml
 
 from deployments.policy.load import InstanceLoad
-from load_tests.client import Completion, Record, connect, stream
+from load_tests.client import Completion, Record, connect, open_loop
 from load_tests.outcome import Move, Run, Sample, Served
 from load_tests.scenario import Scenario
 from load_tests.servers import Server, ServerFailed, fleet
@@ -142,21 +142,13 @@ class Player:
 
     async def play(self, trace: Sequence[TraceRequest], progress: Callable[[], None]) -> Run:
         """All requests at their times, whatever became of those before."""
-        requests = [self._completion(index, one) for index, one in enumerate(trace)]
+        arrivals = [(one.at, self._completion(index, one)) for index, one in enumerate(trace)]
         start = time.perf_counter()
         watching = [
             asyncio.create_task(self._watch.look()),
             asyncio.create_task(self._watch.remember()),
         ]
-
-        async def send(at: float, request: Completion) -> Record:
-            await asyncio.sleep(start + at - time.perf_counter())
-            record = await stream(self._session, self._url, request)
-            progress()
-            return record
-
-        sending = (send(one.at, request) for one, request in zip(trace, requests, strict=True))
-        records = await asyncio.gather(*sending)
+        records = await open_loop(self._session, self._url, arrivals, lambda _: progress())
         duration = time.perf_counter() - start
         for task in watching:
             task.cancel()

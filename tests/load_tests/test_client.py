@@ -7,7 +7,7 @@ import time
 import pytest
 from aiohttp import web
 
-from load_tests.client import Completion, Events, closed_loop, open_loop
+from load_tests.client import Completion, Events, closed_loop, connect, open_loop
 
 REQUEST = Completion("m", "hello", 3)
 
@@ -82,7 +82,9 @@ async def test_closed_loop_keeps_its_concurrency_and_sends_all():
 async def test_open_loop_does_not_wait_for_answers():
     async with SlowServer(TOKEN, USAGE, DONE, delay=0.1) as server:
         began = time.perf_counter()
-        records = await open_loop(server.url, [(0.02 * i, REQUEST) for i in range(5)])
+        async with connect() as session:
+            arrivals = [(0.02 * i, REQUEST) for i in range(5)]
+            records = await open_loop(session, server.url, arrivals)
     assert server.most == 5
     assert sorted(r.started - began for r in records)[-1] >= 0.08
 
