@@ -17,7 +17,8 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from app.config import ConfigError, FleetConfig, hint, load, local_folder, resources
+from app.config import ConfigError, FleetConfig, load, local_folder, resources
+from app.validation import hint
 
 IMPORT_PATHS = ("app.main:build_app", "app.main.build_app")
 DEPLOYMENTS = ("Ingress", "Scheduler", "LLMReplica")

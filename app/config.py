@@ -5,14 +5,11 @@
 Nothing here imports vLLM or Ray.
 """
 
-import difflib
 import re
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -22,9 +19,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from app import engine_args
+from app.validation import hint, problem, show
 from deployments.emulated.profile import is_known_profile, load_profile
 
 PROJECT = Path(__file__).parents[1]
@@ -184,9 +181,7 @@ def load(args: Mapping[str, Any]) -> FleetConfig:
     try:
         config = FleetConfig.model_validate(args)
     except ValidationError as error:
-        first, *others = error.errors()
-        more = f" (and {len(others)} more)" if others else ""
-        raise ConfigError(_explain(first) + more) from None
+        raise ConfigError(problem(error, FleetConfig, "args")) from None
     _check_engine_kwargs(config.model.engine_kwargs)
     resources(config)  # says whether it can run here at all
     return config
@@ -262,15 +257,6 @@ def local_folder(source: str) -> Path | None:
     return path.absolute() if looks_local or in_a_folder_here else None
 
 
-def hint(key: object, known: Iterable[str]) -> str:
-    """'; did you mean ...?', or the known keys where none is close and they are few."""
-    known = sorted(known)
-    close = difflib.get_close_matches(str(key), known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known here: {', '.join(known)}" if len(known) <= 20 else ""
-
-
 def _parallel_size(model: ModelConfig, kind: str) -> int:
     key = f"{kind}_parallel_size"
     size = model.engine_kwargs.get(key, 1)
@@ -316,38 +302,4 @@ def _check_engine_kwargs(kwargs: Mapping[str, Any]) -> None:
         if key not in known:
             raise ConfigError(f"{path}: vLLM has no such engine argument{hint(key, known)}")
         if not engine_args.accepts(key, value):
-            raise ConfigError(f"{path}: must be {engine_args.meaning(key)}, not {_show(value)}")
-
-
-def _explain(error: ErrorDetails) -> str:
-    *parents, key = error["loc"] or ("args",)
-    path = ".".join(map(str, (*parents, key)))
-    match error["type"]:
-        case "extra_forbidden":
-            return f"{path}: unknown key{hint(key, _section(parents).model_fields)}"
-        case "missing":
-            meaning = _section(parents).model_fields[str(key)].description
-            return f"{path}: missing; it is {meaning}"
-        case "literal_error":
-            choices = get_args(_section(parents).model_fields[str(key)].annotation)
-            return f"{path}: {_show(error['input'])} is not known{hint(error['input'], choices)}"
-        case "value_error":
-            return f"{path}: {error['ctx']['error']}"
-        case "model_type" | "dict_type":
-            return f"{path}: must be a mapping of keys, not {_show(error['input'])}"
-    problem = error["msg"].replace("Input should", "must")
-    return f"{path}: {problem}, not {_show(error['input'])}"
-
-
-def _show(value: object) -> str:
-    return textwrap.shorten(repr(value), 60, placeholder="...")
-
-
-def _section(path: Iterable[object]) -> type[Section]:
-    """The section of the configuration at a path of keys."""
-    kind: Any = FleetConfig
-    for key in path:
-        kind = get_args(kind)[1] if get_origin(kind) is dict else kind.model_fields[key].annotation
-        if isinstance(kind, UnionType):  # a section, or None
-            kind = get_args(kind)[0]
-    return kind
+            raise ConfigError(f"{path}: must be {engine_args.meaning(key)}, not {show(value)}")

@@ -20,9 +20,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
-from app.config import NonEmpty, Section, hint
+from app.config import NonEmpty, Section
+from app.validation import hint, problem
 from load_tests.baselines import BASELINES, merge
 from load_tests.traces.files import TIMED, Format, load_trace
 from load_tests.traces.lengths import CAP, INPUTS, OUTPUTS
@@ -209,9 +209,7 @@ def _validated(content: Mapping[str, Any], where: str) -> Scenario:
     try:
         return Scenario.model_validate(content)
     except ValidationError as error:
-        first, *others = error.errors()
-        more = f" (and {len(others)} more)" if others else ""
-        raise ScenarioError(f"{where}: {_explain(first)}{more}") from None
+        raise ScenarioError(f"{where}: {problem(error, Scenario)}") from None
 
 
 def _mapping(file: Path) -> dict[str, Any]:
@@ -222,31 +220,6 @@ def _mapping(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ScenarioError(f"{file.name}: must be a mapping of keys")
     return content
-
-
-_SECTIONS: Mapping[tuple[int | str, ...], type[Section]] = {
-    (): Scenario,
-    ("trace", "<lengths>"): LengthsConfig,
-    ("trace", "<file>"): FileConfig,
-    ("arrivals",): ArrivalsConfig,
-}
-
-
-def _explain(error: ErrorDetails) -> str:
-    path = ".".join(str(key) for key in error["loc"] if not str(key).startswith("<"))
-    match error["type"]:
-        case "extra_forbidden":
-            *parents, key = error["loc"]
-            problem = f"unknown key{hint(key, _SECTIONS[tuple(parents)].model_fields)}"
-        case "missing":
-            problem = "missing"
-        case "value_error":
-            problem = str(error["ctx"]["error"])
-        case "model_type" | "dict_type":
-            problem = f"must be a mapping of keys, not {error['input']!r:.60}"
-        case _:
-            problem = f"{error['msg'].replace('Input should', 'must')}, not {error['input']!r:.60}"
-    return f"{path}: {problem}" if path else problem
 
 
 def _one_of(known: Iterable[str], name: str) -> str:

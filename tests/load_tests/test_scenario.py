@@ -132,7 +132,7 @@ def test_a_file_that_is_too_short(scenario, burstgpt):
         ({"trace": {"input": "S", "output": "L", "x": 1}}, "trace.x: unknown key"),
         ({"trace": {"input": "S", "output": "XL"}}, "trace.output: 'XL' is not known"),
         ({"trace": {"input": "S"}}, "trace.output: missing"),
-        ({"trace": {"file": "x", "format": "csv"}}, "trace.format: must be 'sharegpt', "),
+        ({"trace": {"file": "x", "format": "csv"}}, "trace.format: 'csv' is not known"),
         ({"trace": "M"}, "trace: must be a mapping of keys, not 'M'"),
         ({"rates": []}, "rates: "),
         ({"rates": [1.0, 0]}, "rates.1: must be greater than 0, not 0"),
