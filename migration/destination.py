@@ -27,11 +27,15 @@ logger = logging.getLogger("ray.serve.llumnix")
 
 @dataclass(slots=True)
 class Limits:
-    """Bounds on moves: at once in each direction, seconds for one, freeness that must remain."""
+    """Bounds on moves: at once in each direction, seconds for one, freeness that must remain.
+
+    With one step left for each request nobody is preempted for one that moves in. The scheduler,
+    whose view is older, leaves more; a drain or a move by hand may use all of it.
+    """
 
     at_once: int
     timeout_s: float
-    keep_free: float
+    keep_free: float = 1.0
 
 
 @dataclass(slots=True, eq=False)

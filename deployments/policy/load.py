@@ -17,6 +17,7 @@ class InstanceLoad:
     before memory runs out; it may be negative, and is -inf for a draining instance.
     `head_of_line_since`: when that request arrived at its ingress, in Unix seconds.
     `emulation_drift`: share by which an emulated engine is slower than its profile.
+    `fingerprint`: of its model and of how it runs; requests move among equal ones only.
     """
 
     replica_id: str
@@ -32,6 +33,7 @@ class InstanceLoad:
     migrating_in: int = 0
     migrating_out: int = 0
     emulation_drift: float = 0.0
+    fingerprint: str = ""
 
 
 def virtual_usage(

@@ -1,6 +1,6 @@
 """Pairing of migration sources with destinations (Llumnix, OSDI'24, §4.4.2)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from deployments.policy.load import InstanceLoad
@@ -10,8 +10,8 @@ from deployments.policy.load import InstanceLoad
 class PairingRule:
     """Freeness thresholds, in decode steps: sources lie under one, destinations over the other.
 
-    `min_gain` is how much freer than the source a destination must be, so that two instances on
-    either side of the thresholds do not exchange requests for nothing.
+    `min_gain`: a destination ends up freer than its source was, by at least this much. So the least
+    freeness of the two rises with each move, and no move is ever worth taking back.
     """
 
     out_threshold: float
@@ -31,27 +31,48 @@ def pair(loads: Sequence[InstanceLoad], rule: PairingRule) -> dict[str, Target]:
     """Source id -> target: the least free with the freest, the next with the next.
 
     Every instance is in one pair at most. The global scheduler never names requests: a source's
-    llumlet chooses them, and goes on until a later pass no longer pairs it.
+    llumlet chooses them, and goes on until a later pass no longer pairs it. Requests stay among
+    instances that run the same model in the same way.
     """
-    pairs = dict(_balance(loads, rule))
-    taken = {*pairs, *(target.replica_id for target in pairs.values())}
-    rest = [load for load in loads if load.replica_id not in taken]
-    return pairs | dict(_squeeze(rest, rule))
+    pairs: dict[str, Target] = {}
+    for alike in _alike(loads):
+        for step in (_evacuate, _balance, _squeeze):
+            taken = {*pairs, *(target.replica_id for target in pairs.values())}
+            rest = [load for load in alike if load.replica_id not in taken]
+            pairs |= dict(step(rest, rule))
+    return pairs
+
+
+def _alike(loads: Sequence[InstanceLoad]) -> Iterable[list[InstanceLoad]]:
+    groups: dict[str, list[InstanceLoad]] = {}
+    for load in loads:
+        groups.setdefault(load.fingerprint, []).append(load)
+    return groups.values()
+
+
+def _evacuate(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[tuple[str, Target]]:
+    """Draining instances empty themselves, however crowded the others are already.
+
+    All that is kept free at a destination is one step for each request: nobody is preempted for it.
+    """
+    leaving = sorted((x for x in loads if _is_draining(x) and _has_work(x)), key=_by(_used))
+    takers = sorted((x for x in loads if x.state == "running"), key=_by(lambda x: -x.freeness))
+    rooms = [(x, _unclaimed(x) - (x.running + 1)) for x in takers]
+    for source, (taker, room) in zip(leaving, ((x, r) for x, r in rooms if r > 0), strict=False):
+        yield source.replica_id, Target(taker.replica_id, room)
 
 
 def _balance(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[tuple[str, Target]]:
     """The paper's: every source gains freeness."""
-    by_freeness = sorted(loads, key=lambda load: (load.freeness, load.replica_id))
+    by_freeness = sorted(
+        (x for x in loads if x.state == "running"), key=_by(lambda load: load.freeness)
+    )
     sources = [x for x in by_freeness if x.freeness < rule.out_threshold and _has_work(x)]
-    takers = [
-        x
-        for x in reversed(by_freeness)
-        if x.state == "running" and x.freeness > rule.in_threshold and _deficit(x) <= 0
-    ]
+    takers = [x for x in reversed(by_freeness) if x.freeness > rule.in_threshold and _fits(x)]
     for source, taker in zip(sources, takers, strict=False):
         if taker.freeness - source.freeness <= rule.min_gain:
             return
-        yield source.replica_id, Target(taker.replica_id, _room(taker, source.freeness, rule))
+        yield source.replica_id, Target(taker.replica_id, _room(taker, source, rule))
 
 
 def _squeeze(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[tuple[str, Target]]:
@@ -92,10 +113,20 @@ def _spare(load: InstanceLoad, rule: PairingRule) -> float:
     return _free(load) - rule.in_threshold * (load.running + 1)
 
 
-def _room(taker: InstanceLoad, source_freeness: float, rule: PairingRule) -> float:
-    """Blocks that may go there in one request: it must stay as free as the source was before."""
-    free = _free(taker) - taker.head_of_line_blocks
-    return free - max(rule.in_threshold, source_freeness) * (taker.running + 1)
+def _room(taker: InstanceLoad, source: InstanceLoad, rule: PairingRule) -> float:
+    """Blocks that may go there in one request: it must stay freer than the source was before."""
+    freeness = max(rule.in_threshold, source.freeness + rule.min_gain)
+    return _unclaimed(taker) - freeness * (taker.running + 1)
+
+
+def _unclaimed(load: InstanceLoad) -> int:
+    """Free blocks but for those that its head of line is about to take."""
+    return _free(load) - load.head_of_line_blocks if _fits(load) else _free(load)
+
+
+def _fits(load: InstanceLoad) -> bool:
+    """Whether its head of line, if it has one, waits for anything else than blocks."""
+    return _deficit(load) <= 0
 
 
 def _deficit(load: InstanceLoad) -> int:
@@ -105,6 +136,14 @@ def _deficit(load: InstanceLoad) -> int:
 
 def _free(load: InstanceLoad) -> int:
     return load.blocks_total - load.blocks_used
+
+
+def _used(load: InstanceLoad) -> int:
+    return load.blocks_used
+
+
+def _is_draining(load: InstanceLoad) -> bool:
+    return load.state == "draining"
 
 
 def _has_work(load: InstanceLoad) -> bool:

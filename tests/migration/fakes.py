@@ -347,7 +347,7 @@ class Destination:
             self.steps,
             self.seam,  # type: ignore[arg-type]
             self.links,  # type: ignore[arg-type]
-            Limits(at_once, timeout_s, 1.0),
+            Limits(at_once, timeout_s),
             self._own,
             self._disown,
             lambda: self.now,

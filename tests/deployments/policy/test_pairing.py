@@ -1,12 +1,13 @@
 """Which instances hand requests to which."""
 
 import math
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.policy.load import InstanceLoad
-from deployments.policy.pairing import PairingRule, pair
+from deployments.policy.pairing import PairingRule, Target, pair
 
 RULE = PairingRule(out_threshold=3, in_threshold=10, min_gain=5)
 
@@ -68,8 +69,8 @@ def test_one_whose_head_of_line_only_waits_for_the_end_of_a_step_takes_some():
 
 
 def test_a_starting_or_draining_instance_takes_nothing():
-    loads = [load("a", 0), load("b", 90, state="starting"), load("c", 90, state="draining")]
-    assert paired(loads) == {}
+    gone = load("c", -math.inf, state="draining", running=0)
+    assert paired([load("a", 0), load("b", 90, state="starting"), gone]) == {}
 
 
 def test_an_idle_instance_has_nothing_to_give():
@@ -85,15 +86,41 @@ def test_a_draining_instance_comes_before_a_crowded_one():
     assert paired(loads) == {"b": "c"}
 
 
+def test_a_draining_instance_empties_itself_into_a_crowded_one_as_long_as_nobody_is_preempted():
+    leaves = load("a", -math.inf, state="draining", blocks_used=100)
+    crowded = load("b", 4, blocks_used=980, running=5)
+    assert pair([leaves, crowded], RULE) == {"a": Target("b", 20 - 6)}
+    assert pair([leaves, replace(crowded, blocks_used=994)], RULE) == {}
+
+
+def test_each_draining_instance_has_a_destination_of_its_own():
+    leaving = [load(name, -math.inf, state="draining") for name in "ab"]
+    assert set(paired([*leaving, load("c", 5), load("d", 7)]).values()) == {"c", "d"}
+
+
+def test_what_the_head_of_line_of_a_destination_is_about_to_take_is_left_to_it():
+    leaves = load("a", -math.inf, state="draining")
+    assert pair([leaves, load("b", 5, blocks_used=900, head_of_line_blocks=60)], RULE) == {
+        "a": Target("b", 100 - 60 - 2)
+    }
+
+
+def test_requests_stay_among_instances_of_the_same_model():
+    old, new = load("a", 0, fingerprint="7b"), load("b", 90, fingerprint="13b")
+    assert paired([old, new]) == {}
+    assert paired([replace(old, state="draining", freeness=-math.inf), new]) == {}
+    assert paired([old, new, load("c", 50, fingerprint="7b")]) == {"a": "c"}
+
+
 def test_sources_without_a_destination_left_are_not_paired():
     assert paired([load("a", 0), load("b", 1), load("c", 90)]) == {"a": "c"}
 
 
-def test_a_destination_must_stay_as_free_as_its_source_was():
-    rule = PairingRule(out_threshold=50, in_threshold=1, min_gain=0)
+def test_a_destination_must_stay_freer_than_its_source_was():
+    rule = PairingRule(out_threshold=50, in_threshold=1, min_gain=2)
     source = load("a", 40, blocks_used=920, running=2)
     taker = load("b", 75, blocks_used=700, running=4)
-    assert pair([source, taker], rule)["a"].room == 300 - 40 * 5
+    assert pair([source, taker], rule)["a"].room == 300 - 42 * 5
 
 
 def test_where_nobody_is_free_the_last_to_wait_takes_from_the_one_that_waits_longest():
@@ -162,7 +189,7 @@ def test_every_pair_gains_freeness_or_uses_blocks_that_lie_idle(fleet, rule):
     known = {x.replica_id: x for x in fleet}
     for source, taker in paired(fleet, rule).items():
         gains = known[taker].freeness > known[source].freeness
-        assert gains or is_blocked(known[taker])
+        assert gains or is_blocked(known[taker]) or known[source].state == "draining"
 
 
 @given(fleets(), rules)
@@ -171,7 +198,7 @@ def test_of_two_whose_heads_of_line_wait_the_older_one_gives_unless_it_gains(fle
     for source, taker in paired(fleet, rule).items():
         here, there = known[source], known[taker]
         starving = here.blocks_total - here.blocks_used < here.running
-        if is_blocked(there) and not starving:
+        if is_blocked(there) and not starving and here.state != "draining":
             assert here.head_of_line_since <= there.head_of_line_since
 
 

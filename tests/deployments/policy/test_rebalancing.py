@@ -1,0 +1,118 @@
+"""What the moves that pairing leads to make of a fleet in which nothing else happens."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deployments.policy.load import InstanceLoad, freeness, virtual_usage
+from deployments.policy.pairing import PairingRule, Target, pair
+from deployments.policy.selection import Movable, choose_request
+
+TOTAL = 100
+
+
+@dataclass(eq=False)
+class Request:
+    name: str
+    blocks: int
+    since: float
+
+
+@dataclass(eq=False)
+class Instance:
+    """Its queue is served in order, whenever the head of line fits."""
+
+    name: str
+    running: list[Request] = field(default_factory=list)
+    waiting: list[Request] = field(default_factory=list)
+
+    @property
+    def free(self) -> int:
+        return TOTAL - sum(request.blocks for request in self.running)
+
+    def load(self) -> InstanceLoad:
+        head = self.waiting[0] if self.waiting else None
+        demand = head.blocks if head else 0
+        usage = virtual_usage(TOTAL - self.free, self.free, demand, False, (), {}, False)
+        return InstanceLoad(
+            self.name,
+            "running",
+            blocks_total=TOTAL,
+            blocks_used=TOTAL - self.free,
+            running=len(self.running),
+            waiting=len(self.waiting),
+            head_of_line_blocks=demand,
+            head_of_line_since=head.since if head else 0.0,
+            freeness=freeness(TOTAL, usage, len(self.running), len(self.waiting)),
+        )
+
+    def schedule(self) -> None:
+        while self.waiting and self.waiting[0].blocks <= self.free:
+            self.running.append(self.waiting.pop(0))
+
+    def give(self, room: float) -> Request | None:
+        """Chosen as the llumlet does."""
+        demand = self.waiting[0].blocks if self.waiting else 0
+        movable = [
+            Movable(request.name, 0, request.blocks, request.blocks, request in self.waiting)
+            for request in (*self.waiting, *self.running)
+        ]
+        name = choose_request(movable, room, max(demand, len(self.running)) - self.free)
+        for requests in (self.waiting, self.running):
+            for request in requests:
+                if request.name == name:
+                    requests.remove(request)
+                    return request
+        return None
+
+
+def move_once(fleet: dict[str, Instance], source: str, target: Target) -> bool:
+    """One request of a pair moves; what must hold of the two is checked."""
+    here, there = fleet[source], fleet[target.replica_id]
+    before, taker = here.load(), there.load()
+    waited = len(here.waiting)
+    request = here.give(target.room)
+    if request is None:
+        return False
+    was_blocked = bool(there.waiting) and there.waiting[0].blocks > there.free
+    there.running.append(request)
+    assert there.free >= len(there.running), "somebody is preempted there"
+    if was_blocked:
+        assert there.load().blocks_used > taker.blocks_used, "idle blocks are used"
+    else:
+        assert there.load().freeness > before.freeness, "the imbalance rose"
+    if len(here.waiting) == waited and before.freeness >= 0:
+        assert here.load().freeness > before.freeness, "nothing was gained"
+    return True
+
+
+@st.composite
+def fleets(draw) -> dict[str, Instance]:
+    fleet = {}
+    count = 0
+    for number in range(draw(st.integers(1, 5))):
+        instance = Instance(f"i{number}")
+        for blocks in draw(st.lists(st.integers(1, 60), max_size=8)):
+            count += 1
+            instance.waiting.append(Request(f"r{count}", blocks, draw(st.floats(0, 100))))
+        instance.schedule()
+        fleet[instance.name] = instance
+    return fleet
+
+
+rules = st.builds(PairingRule, st.floats(0, 40), st.floats(1, 40), st.floats(0.01, 5))
+
+
+@settings(max_examples=400)
+@given(fleets(), rules)
+def test_a_fleet_in_which_nothing_else_happens_comes_to_rest(fleet, rule):
+    requests = sum(len(x.running) + len(x.waiting) for x in fleet.values())
+    for _ in range(20 * (requests + 1)):
+        pairs = pair([instance.load() for instance in fleet.values()], rule)
+        moved = [move_once(fleet, source, target) for source, target in pairs.items()]
+        for instance in fleet.values():
+            instance.schedule()
+        if not any(moved):
+            return
+    raise AssertionError("requests move for ever")
