@@ -20,6 +20,7 @@ COALESCE_S = 0.01
 """Changes this close together are told in one report."""
 
 REPORT_TIMEOUT_S = 1.0
+FAILED_PAUSE_S = 1.0
 
 logger = logging.getLogger("ray.serve.llumnix")
 
@@ -52,14 +53,23 @@ class Reporter:
     async def _run(self) -> None:
         while True:
             try:
-                report = await self._llumlet.report()
+                busy = await self._round()
             except EngineDead:
                 return  # check_health tells Serve
-            self._observe(report)
-            if orders := await self._send(report):
-                self._follow(orders)
-            await self._llumlet.housekeeping()
-            await self._wait(bool(report.load.running or report.load.waiting))
+            except Exception as error:  # the instance must not fall silent for ever
+                logger.error("%s: reporting failed: %r", self._llumlet.replica_id, error)
+                await asyncio.sleep(FAILED_PAUSE_S)
+            else:
+                await self._wait(busy)
+
+    async def _round(self) -> bool:
+        """One report and what follows from it. Whether there is work."""
+        report = await self._llumlet.report()
+        self._observe(report)
+        if orders := await self._send(report):
+            self._follow(orders)
+        await self._llumlet.housekeeping()
+        return bool(report.load.running or report.load.waiting)
 
     async def _send(self, report: Report) -> Orders | None:
         try:

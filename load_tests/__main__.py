@@ -1,6 +1,7 @@
 """`python -m load_tests`: scenarios on the real fleet and in the simulator, and their report.
 
     python -m load_tests simulate m-m --requests 2000 --rates 12 13
+    python -m load_tests bound m-m --rates 12 13
     python -m load_tests run m-m --policies infaas llumnix
     python -m load_tests report
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from load_tests import report, results, simulate
+from load_tests import pool, report, results, simulate
 from load_tests.outcome import Run
 from load_tests.scenario import Scenario, ScenarioError, load_scenario
 from load_tests.servers import PROJECT, ServerFailed, heed_signals
@@ -59,6 +60,13 @@ def _simulate_one(scenario: Scenario, options: argparse.Namespace) -> None:
             watching.join()
 
 
+def _bound(options: argparse.Namespace) -> None:
+    for scenario in [_scenario(name, options) for name in options.scenarios]:
+        with _bar(scenario.name, scenario.requests * len(scenario.rates)) as bar:
+            for rate in scenario.rates:
+                _keep(pool.run(scenario, rate, bar.update), options.results, bar)
+
+
 def _run(options: argparse.Namespace) -> None:
     from load_tests import fleet_run
 
@@ -86,7 +94,7 @@ def _scenario(name: str, options: argparse.Namespace) -> Scenario:
 
 
 def _keep(run: Run, folder: Path, bar: tqdm) -> None:
-    found = results.load(results.save(run, folder))
+    found = results.save(run, folder)
     bar.write(
         f"{run.scenario:>9} {run.backend:>9} {run.policy:>12} {run.rate:>5g}/s:"
         f" TTFT mean {found['mean_ttft_ms'] / 1e3:7.3f} s P99 {found['p99_ttft_ms'] / 1e3:8.3f} s,"
@@ -124,6 +132,10 @@ def _options() -> argparse.Namespace:
     command = commands.add_parser("simulate", parents=[scenario], help="under a virtual clock")
     command.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     command.set_defaults(command=_simulate)
+    command = commands.add_parser(
+        "bound", parents=[scenario], help="one pool of memory: what no policy can better"
+    )
+    command.set_defaults(command=_bound)
     command = commands.add_parser("run", parents=[scenario], help="on the real fleet, over HTTP")
     command.set_defaults(command=_run)
     command = commands.add_parser("report", parents=[common], help="tables and figures of all runs")

@@ -15,10 +15,11 @@ import yaml
 
 from deployments.policy.load import InstanceLoad
 from load_tests.client import Completion, Record, connect, open_loop
-from load_tests.outcome import Move, Run, Sample, Served
+from load_tests.outcome import Run, Sample, Served
 from load_tests.scenario import Scenario
 from load_tests.servers import Server, ServerFailed, fleet
 from load_tests.traces.trace import TraceRequest, prompt_ids
+from migration.snapshot import MigrationRecord
 
 SAMPLE_S = 0.5
 HISTORY_S = 15.0
@@ -237,20 +238,13 @@ def _served(
     return served
 
 
-def _moves(request_id: str, told: Mapping[str, Any], start_unix: float) -> list[Move]:
-    return [
-        Move(
-            at=move["at"] - start_unix,
-            request_id=request_id,
-            source=move["from"],
-            destination=move["to"],
-            reason=move["reason"],
-            outcome=move["outcome"],
-            blocks=move["blocks"],
-            downtime_ms=move["downtime_ms"],
-        )
-        for move in told.get("migrations", ())
-    ]
+def _moves(
+    request_id: str, told: Mapping[str, Any], start_unix: float
+) -> Iterator[MigrationRecord]:
+    """Their keys are the record's own, but for the two that `MigrationRecord.to_json` renames."""
+    for move in told.get("migrations", ()):
+        rest = {**move, "at": move["at"] - start_unix}
+        yield MigrationRecord(request_id, rest.pop("from"), rest.pop("to"), **rest)
 
 
 def _loads(fleet: Mapping[str, Any]) -> tuple[InstanceLoad, ...]:

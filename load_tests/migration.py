@@ -3,14 +3,13 @@
 Moves streams of several context lengths in three ways: live pre-copy, one blocking copy, and
 recompute at the destination. The client sees the gap between two tokens; the record of the move
 says the downtime. Then one request moves back and forth all the time beside eight others. All of
-it at two paces: the tiny model's own, and that of LLaMA-7B on an A10 (load_tests.paced).
+it at two paces: the tiny model's own, and that of LLaMA-7B on an emulated A10.
 Writes migration.json, .md and .svg into the results folder.
 """
 
 import argparse
 import asyncio
 import itertools
-import random
 import sys
 import tempfile
 import time
@@ -20,117 +19,40 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import uvloop
 import yaml
 
 from load_tests import migration_report
-from load_tests.client import Completion, Events, connect
+from load_tests.client import connect
+from load_tests.migration_client import MAX_MODEL_LEN, MODEL, PAUSE_S, Api
 from load_tests.migration_report import AFTER, BEFORE, Cell, Move, Slowdown, Window
-from load_tests.prompts import random_prompt
 from load_tests.servers import PROJECT, Server, ServerFailed, fleet, heed_signals
 
 MAX_STAGES = {"live": 8, "blocking": 1, "recompute": 0}
 """`migration.max_stages` of each way to move."""
 
-IMPORT_PATHS = {"tiny": "app.main:build_app", "a10": "load_tests.paced:build_app"}
-"""The application of each pace."""
-
-MODEL, MAX_MODEL_LEN = "tiny-llama", 8192
-ENGINE = {
-    "kv_cache_memory_bytes": 192 << 20,  # 1,536 blocks
+ENGINE_KWARGS = {
     "max_model_len": MAX_MODEL_LEN,
     "max_num_batched_tokens": MAX_MODEL_LEN,  # recompute is one step, whatever the context
     "enable_prefix_caching": False,  # a request that comes back must bring all of its blocks
 }
-
-ROOM_TOKENS = 292
-"""Kept for the output, which must outlast the longest move: 45 steps for 8k tokens at pace a10."""
+TINY_KWARGS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "block_size": 32,
+    "kv_cache_memory_bytes": 192 << 20,  # 1,536 blocks
+    "max_num_seqs": 64,
+}
+PACES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "tiny": ("vllm", TINY_KWARGS),
+    "a10": ({"emulated": {"profile": "a10-llama-7b"}}, {}),  # which says what it is made of
+}
+"""`engine` of each pace, and the engine arguments that are its own."""
 
 BESIDE = [64] * 8 + [2048]  # contexts of a round's streams; the last one moves
 ROUNDS, WINDOW_S = 4, 2.0
 ORDER = (False, True, True, False)
 """A round's windows, True with moves. Contexts grow and slow the steps: so, of both kinds alike."""
-
-PAUSE_S, DEADLINE_S = 0.03, 120.0
-
-
-class Api:
-    """A client of one fleet. It makes another prompt for each stream."""
-
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self.session, self.url = session, url
-        self._rng = random.Random(0)
-        self._names = itertools.count()
-
-    async def get(self, path: str) -> Any:
-        """JSON of a GET."""
-        return await (await self.session.get(self.url + path)).json()
-
-    async def migrate(self, request_id: str, to: str | None = None) -> Any:
-        """The record of a move. Raises ServerFailed where it was not made."""
-        body = {"request_id": request_id, "destination": to}
-        async with self.session.post(f"{self.url}/fleet/migrate", json=body) as response:
-            if response.status == 200:
-                return await response.json()
-            raise ServerFailed(f"{request_id} was not moved: {await response.text()}")
-
-    async def until_idle(self) -> list[str]:
-        """Wait until both instances are up and no request is left. Answers their ids."""
-        async with asyncio.timeout(DEADLINE_S):
-            while True:
-                replicas = (await self.get("/fleet"))["replicas"]
-                busy = any(r["running"] or r["waiting"] or r["blocks_used"] for r in replicas)
-                if [r["state"] for r in replicas] == ["running"] * 2 and not busy:
-                    return [r["replica_id"] for r in replicas]
-                await asyncio.sleep(PAUSE_S)
-
-    def stream(self, context: int) -> "Stream":
-        """With a prompt as long as the context, or a bit shorter where the output needs room."""
-        tokens = min(context, MAX_MODEL_LEN - ROOM_TOKENS)
-        prompt = random_prompt(self._rng, tokens, tokens)
-        headers = {"x-request-id": f"stream-{next(self._names)}"}
-        return Stream(self, Completion(MODEL, prompt, MAX_MODEL_LEN - tokens, headers))
-
-
-class Stream:
-    """A completion to watch while it runs. Leaving the context hangs up, and the fleet drops it."""
-
-    def __init__(self, api: Api, request: Completion) -> None:
-        self.id = request.headers["x-request-id"]
-        self.arrivals: list[float] = []  # seconds of time.perf_counter, as in client.Record
-        self._api, self._request = api, request
-        self._news = asyncio.Event()
-
-    async def __aenter__(self) -> "Stream":
-        self._task = asyncio.create_task(self._read())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-    async def until(self, tokens: int) -> None:
-        """Wait for this many. Raises ServerFailed where the stream ends before."""
-        async with asyncio.timeout(DEADLINE_S):
-            while len(self.arrivals) < tokens:
-                if self._task.done():
-                    said = self._task.exception() or "the end"
-                    raise ServerFailed(f"{self.id}: {len(self.arrivals)} tokens, then {said!r}")
-                await self._news.wait()
-                self._news.clear()
-
-    async def _read(self) -> None:
-        events, body, headers = Events(), self._request.body(), self._request.headers
-        url = f"{self._api.url}/v1/completions"
-        try:
-            async with self._api.session.post(url, json=body, headers=headers) as response:
-                response.raise_for_status()
-                async for data in response.content.iter_any():
-                    self.arrivals += [time.perf_counter()] * events.feed(data)
-                    self._news.set()
-        finally:
-            self._news.set()
 
 
 def main() -> int:
@@ -155,18 +77,30 @@ def main() -> int:
 
 @contextmanager
 def start(pace: str, way: str, logs: Path) -> Iterator[Server]:
-    """Two instances that move requests in this way, and only when told to."""
+    """The fleet of a pace and a way."""
     print(f"==> starting a fleet: pace {pace}, {way}", flush=True)
-    content = yaml.safe_load((PROJECT / "serve_configs/llama.yaml").read_text())
-    application = content["applications"][0]
-    application["import_path"] = IMPORT_PATHS[pace]
-    application["args"]["model"]["engine_kwargs"] |= ENGINE
-    settings = {"enabled": False, "max_stages": MAX_STAGES[way]}
-    with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
-        Path(file.name).write_text(yaml.safe_dump(content))
-        log = logs / f"fleet-{pace}-{way}.log"
-        with fleet(Path(file.name), {"migration": settings}, {}, log) as server:
+    args = fleet_args(pace, way)
+    application = {"name": "llama", "import_path": "app.main:build_app", "args": args}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump({"applications": [application]}, file)
+        file.flush()
+        with fleet(Path(file.name), {}, {}, logs / f"fleet-{pace}-{way}.log") as server:
             yield server
+
+
+def fleet_args(pace: str, way: str) -> dict[str, Any]:
+    """`args` of two instances that move requests in this way, and only when told to."""
+    engine, engine_kwargs = PACES[pace]
+    return {
+        "model": {
+            "model_id": MODEL,
+            "model_source": "models/tiny-llama",
+            "engine_kwargs": engine_kwargs | ENGINE_KWARGS,
+        },
+        "engine": engine,
+        "replicas": 2,
+        "migration": {"enabled": False, "max_stages": MAX_STAGES[way]},
+    }
 
 
 async def measure(url: str, cells: list[Cell], reps: int, slowdown: Slowdown | None) -> None:
@@ -240,7 +174,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m load_tests.migration", description=__doc__)
     parser.add_argument("--reps", type=int, default=5, help="moves for each cell")
     parser.add_argument("--contexts", type=int, nargs="+", default=[256 << n for n in range(6)])
-    parser.add_argument("--paces", nargs="+", choices=IMPORT_PATHS, default=list(IMPORT_PATHS))
+    parser.add_argument("--paces", nargs="+", choices=PACES, default=list(PACES))
     parser.add_argument("--out", type=Path, default=PROJECT / "results/migration")
     return parser.parse_args()
 

@@ -22,7 +22,7 @@ BEFORE, AFTER = 12, 10
 
 LABELS = {"live": "live pre-copy", "blocking": "blocking copy", "recompute": "recompute"}
 FORMATS = {"live": "C0.-", "blocking": "C1.-", "recompute": "C4.-"}
-TITLES = {"tiny": "tiny model, CPU", "a10": "steps and copies as slow as LLaMA-7B's on an A10"}
+TITLES = {"tiny": "tiny model, CPU", "a10": "LLaMA-7B on an emulated A10"}
 
 PAPER_MS = {
     "live": [13, 12, 15, 16, 22, 26],
@@ -32,7 +32,7 @@ PAPER_MS = {
 """Downtimes of LLaMA-7B on A10 GPUs in the paper (Llumnix, OSDI'24), for 256 to 8k tokens."""
 
 HEADING = (
-    "| context | way | gap, ms | downtime, ms | stages | MB sent | tokens recomputed | step, ms |\n"
+    "| context | way | gap, ms | downtime, ms | stages | blocks | tokens recomputed | step, ms |\n"
     "| --: | :-- | --: | --: | --: | --: | --: | --: |"
 )
 
@@ -65,7 +65,7 @@ class Move:
     step_ms: float
     downtime_ms: float
     stages: int
-    bytes: int
+    blocks: int
     recomputed_tokens: int
 
     @classmethod
@@ -202,7 +202,7 @@ def row(cell: Cell) -> str:
     return (
         f"| {cell.context} | {LABELS[cell.way]} | {_shown(cell.over('gap_ms'))}"
         f" | {_shown(cell.over('downtime_ms'))} | {cell.over('stages')[0]:.0f}"
-        f" | {cell.over('bytes')[0] / 1e6:.1f} | {cell.over('recomputed_tokens')[0]:.0f}"
+        f" | {cell.over('blocks')[0]:.0f} | {cell.over('recomputed_tokens')[0]:.0f}"
         f" | {cell.over('step_ms')[0]:.1f} |"
     )
 

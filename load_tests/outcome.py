@@ -1,12 +1,13 @@
 """What came of a scenario: the one form that the real fleet and the simulator both produce.
 
-Times are seconds from the start of the run, virtual or not.
+Times are seconds from the start of the run, virtual or not; those of its moves (`at`) too.
 """
 
 from array import array
 from dataclasses import dataclass, field
 
 from deployments.policy.load import InstanceLoad
+from migration.snapshot import MigrationRecord
 
 
 @dataclass(slots=True)
@@ -40,20 +41,6 @@ class Sample:
     loads: tuple[InstanceLoad, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One attempt to move a request. `outcome`: completed | refused | aborted."""
-
-    at: float
-    request_id: str
-    source: str
-    destination: str
-    reason: str
-    outcome: str
-    blocks: int
-    downtime_ms: float
-
-
 @dataclass(slots=True)
 class Run:
     """One policy at one rate. `backend`: fleet | simulator.
@@ -70,5 +57,5 @@ class Run:
     duration: float
     served: list[Served]
     samples: list[Sample]
-    moves: list[Move]
+    moves: list[MigrationRecord]
     facts: dict[str, float] = field(default_factory=dict)

@@ -18,7 +18,8 @@ from typing import Any
 
 from deployments.policy.load import InstanceLoad
 from load_tests.metrics import percentile
-from load_tests.outcome import Move, Run, Sample, Served
+from load_tests.outcome import Run, Sample, Served
+from migration.snapshot import MigrationRecord
 
 POINTS = 600
 """Points of a timeline, at most."""
@@ -30,12 +31,13 @@ Cells = dict[tuple[str, float], Result]
 """Results of one scenario on one backend, by policy and rate (requests/s)."""
 
 
-def save(run: Run, folder: Path) -> Path:
-    """Writes `<scenario>/<backend>-<policy>-<rate>.json`. Returns its path."""
+def save(run: Run, folder: Path) -> Result:
+    """Writes `<scenario>/<backend>-<policy>-<rate>.json`. Returns what it wrote."""
     path = folder / run.scenario / f"{run.backend}-{run.policy}-{run.rate:g}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(to_json(run)) + "\n")
-    return path
+    result = to_json(run)
+    path.write_text(json.dumps(result) + "\n")
+    return result
 
 
 def load(path: Path) -> Result:
@@ -183,7 +185,7 @@ def _migrations(run: Run) -> Result:
     }
 
 
-def _counts(moves: Sequence[Move]) -> Result:
+def _counts(moves: Sequence[MigrationRecord]) -> Result:
     counts = Counter(move.outcome for move in moves)
     reasons = sorted({move.reason for move in moves})
     return {

@@ -92,8 +92,7 @@ class EmulatedWorker(WorkerBase):
         if not done:
             return EMPTY_MODEL_RUNNER_OUTPUT
         seconds = self.profile.step_s(*work((one.start, one.count) for one in done))
-        cached = step.scheduled_cached_reqs
-        self.pace.step(seconds, len(cached.req_ids) > len(cached.resumed_req_ids))
+        self.pace.step(seconds, _follows(step))
         return ModelRunnerOutput(
             req_ids=[one.request_id for one in done],
             req_id_to_index={one.request_id: index for index, one in enumerate(done)},
@@ -111,10 +110,18 @@ class EmulatedMigration(MigrationWorker):
     profile: Profile
 
     def mig_receive(self, group: str, block_ids: list[int]) -> int:
-        """As on a real link; the wait is on the receiving side, before the blocks count as there.
+        """As on a real link: the source's send waits too, and the blocks are written at the end.
 
         The bytes themselves travel as they always do, in next to no time.
         """
-        received = super().mig_receive(group, block_ids)
         time.sleep(self.profile.copy_time_s(len(block_ids) * self._mig_kv()[0].shape[1]))
-        return received
+        return super().mig_receive(group, block_ids)
+
+
+def _follows(step: SchedulerOutput) -> bool:
+    """Whether the accelerator was busy until this step: with one that goes on, or has just ended.
+
+    Where nothing is left to run, vLLM tells of those that ended in a step without tokens.
+    """
+    cached = step.scheduled_cached_reqs
+    return len(cached.req_ids) > len(cached.resumed_req_ids) or bool(step.finished_req_ids)

@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
-import yaml
 from openai import APIError, AsyncOpenAI
 
+from deployments.emulated.profile import load_profile
 from load_tests.cpu import title
 from load_tests.servers import Server, fleet
 from tests.e2e.conftest import all_up, write_config
@@ -22,21 +23,33 @@ pytestmark = pytest.mark.e2e
 PROMPT = "the quick brown fox jumps over the lazy dog again and " * 60
 """3,240 tokens, so that stage 0 takes 2.7 s."""
 
-OUTPUT_TOKENS = 160
+OUTPUT_TOKENS = 240
+"""29 ms each: they outlast a move that is given up."""
+
 TIMEOUT_S = 4.0
 
 
 @asynccontextmanager
-async def paced_fleet(folder: Path) -> AsyncIterator[tuple[Server, Fleet, AsyncOpenAI]]:
-    """Two instances as slow as A10 GPUs, that give up a move after a few seconds of silence."""
-    config = write_config(folder, "tests.chaos.slow_link:build_app")
-    content = yaml.safe_load(config.read_text())
-    # What the destination has cached would not be sent, and there would be no stage 0 to die in.
-    arguments = content["applications"][0]["args"]["model"]["engine_kwargs"]
-    arguments["enable_prefix_caching"] = False
-    config.write_text(yaml.safe_dump(content))
-    settings = {"enabled": False, "timeout_s": TIMEOUT_S}
-    with fleet(config, {"migration": settings}, {}, folder / "fleet.log") as server:
+async def slow_link(folder: Path) -> AsyncIterator[tuple[Server, Fleet, AsyncOpenAI]]:
+    """Two emulated A10 GPUs whose link is four times as slow as in the paper: time enough for
+    somebody to die in a copy. A move is given up after a few seconds of silence.
+    """
+    a10 = load_profile("a10-llama-7b")
+    slow = msgspec.structs.replace(a10, copy_token_s=4 * a10.copy_token_s)
+    profile = folder / "slow-link.json"
+    profile.write_bytes(msgspec.json.encode(slow))
+    args = {
+        "model": {
+            "model_id": "tiny-llama",
+            "model_source": "models/tiny-llama",
+            # What the destination has cached would not be sent: no stage 0 to die in.
+            "engine_kwargs": {"enable_prefix_caching": False},
+        },
+        "engine": {"emulated": {"profile": str(profile)}},
+        "migration": {"enabled": False, "timeout_s": TIMEOUT_S},
+    }
+    config = write_config(folder, "app.main:build_app")
+    with fleet(config, args, {}, folder / "fleet.log") as server:
         await all_up(server.url)
         url = f"{server.url}/v1"
         async with (
@@ -72,7 +85,7 @@ async def moving(api: Fleet, request_id: str) -> tuple[asyncio.Task[Any], str, s
 
 
 async def test_a_destination_that_hangs_or_dies_does_not_touch_the_stream(tmp_path: Path) -> None:
-    async with paced_fleet(tmp_path) as (server, api, openai):
+    async with slow_link(tmp_path) as (server, api, openai):
         expected = (await Stream(PROMPT, OUTPUT_TOKENS).run(openai)).result()
         processes = await processes_of(server, api)
         answers = []
@@ -103,7 +116,7 @@ async def test_a_destination_that_hangs_or_dies_does_not_touch_the_stream(tmp_pa
 
 
 async def test_a_source_that_dies_leaves_no_block_at_the_destination(tmp_path: Path) -> None:
-    async with paced_fleet(tmp_path) as (server, api, openai):
+    async with slow_link(tmp_path) as (server, api, openai):
         processes = await processes_of(server, api)
         destinations = []
 

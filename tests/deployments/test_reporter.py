@@ -10,6 +10,7 @@ from deployments.policy.load import InstanceLoad
 from deployments.reporter import (
     BUSY_INTERVAL_S,
     COALESCE_S,
+    FAILED_PAUSE_S,
     IDLE_INTERVAL_S,
     REPORT_TIMEOUT_S,
     Reporter,
@@ -26,14 +27,15 @@ class Llumlet:
     slots = 2
 
     def __init__(self, running=1):
-        self.running, self.draining, self.dead = running, False, False
+        self.running, self.draining = running, False
+        self.error = None
         self.changed = asyncio.Event()
         self.swept = 0
         self.obeyed = []
 
     async def report(self):
-        if self.dead:
-            raise EngineDead
+        if self.error:
+            raise self.error
         return Report(InstanceLoad("here", "running", running=self.running))
 
     async def housekeeping(self):
@@ -109,9 +111,21 @@ async def test_a_dead_engine_reports_no_more():
     llumlet, scheduler = Llumlet(), Scheduler()
     started(llumlet, scheduler)
     await asyncio.sleep(1.5 * BUSY_INTERVAL_S)
-    llumlet.dead = True
+    llumlet.error = EngineDead()
     await asyncio.sleep(5)
     assert len(scheduler.times) == 2
+
+
+@virtually
+async def test_an_error_is_told_in_one_line_and_the_instance_reports_again(caplog):
+    llumlet, scheduler = Llumlet(), Scheduler()
+    llumlet.error = KeyError("what")
+    started(llumlet, scheduler)
+    await asyncio.sleep(0.5 * FAILED_PAUSE_S)
+    llumlet.error = None
+    assert caplog.messages == ["here: reporting failed: KeyError('what')"]
+    await asyncio.sleep(FAILED_PAUSE_S)
+    assert scheduler.times[0] == pytest.approx(FAILED_PAUSE_S)
 
 
 @virtually

@@ -3,7 +3,8 @@
 from array import array
 
 from deployments.policy.load import InstanceLoad
-from load_tests.outcome import Move, Run, Sample, Served
+from load_tests.outcome import Run, Sample, Served
+from migration.snapshot import MigrationRecord
 
 
 def request(name="a", *tokens, arrival=0.0, **more):
@@ -22,7 +23,7 @@ def load(name="x", used=0, demand=0, total=100, state="running", **more):
 def move(at=1.0, source="x", destination="y", outcome="completed", reason="balance", **more):
     """Of 7 blocks."""
     numbers = {"blocks": 7, "downtime_ms": 20.0, **more}
-    return Move(at, "a", source, destination, reason, outcome, **numbers)
+    return MigrationRecord("a", source, destination, reason, outcome, at=at, **numbers)
 
 
 def a_run(served=(), samples=(), moves=(), **more):

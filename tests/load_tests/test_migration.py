@@ -5,9 +5,11 @@ from itertools import accumulate
 
 import pytest
 
+from app.config import load
+from deployments.emulated.profile import load_profile
+from load_tests import migration, migration_client
 from load_tests import migration_report as report
 from load_tests.migration_report import LABELS, Cell, Move, Slowdown, Window, gap, split
-from load_tests.paced import step_s
 
 RECORD = {
     "from": "a",
@@ -29,7 +31,7 @@ def tokens(slow=None, count=40):
 
 
 def cell(way="live", context=256, downtimes=(10.0,), step=40.0, pace="a10"):
-    moves = [Move(50.0 + d, step, d, 2, 1_500_000, 0) for d in downtimes]
+    moves = [Move(50.0 + d, step, d, 2, 17, 0) for d in downtimes]
     return Cell(pace, way, context, moves)
 
 
@@ -61,7 +63,7 @@ def test_a_move_from_its_record_and_its_stream():
         step_ms=1000.0,
         downtime_ms=12.5,
         stages=3,
-        bytes=1_048_576,
+        blocks=8,
         recomputed_tokens=0,
     )
 
@@ -108,7 +110,7 @@ def test_aims():
 
 def test_rows():
     line = report.row(cell("recompute", 8192, (3.0, 1.0, 2.0)))
-    assert line == "| 8192 | recompute | 52.0 [51.0 53.0] | 2.0 [1.0 3.0] | 2 | 1.5 | 0 | 40.0 |"
+    assert line == "| 8192 | recompute | 52.0 [51.0 53.0] | 2.0 [1.0 3.0] | 2 | 17 | 0 | 40.0 |"
     assert line.count("|") == report.HEADING.splitlines()[0].count("|")
 
 
@@ -143,6 +145,24 @@ def test_all_files_are_written(tmp_path):
     assert content["slowdowns"][0]["moves"] == 3
 
 
-@pytest.mark.parametrize(("tokens", "seconds"), [(0, 0.0), (1, 0.044), (64, 0.044), (8192, 1.802)])
-def test_a_paced_step_lasts_as_long_as_the_paper_says(tokens, seconds):
-    assert step_s(tokens) == pytest.approx(seconds, abs=1e-3)
+@pytest.mark.parametrize("way", migration.MAX_STAGES)
+@pytest.mark.parametrize("pace", migration.PACES)
+def test_the_fleet_of_each_pace_and_way_is_valid_and_moves_nothing_by_itself(pace, way):
+    config = load(migration.fleet_args(pace, way))
+    assert (config.engine.emulated is not None) == (pace == "a10")
+    assert not config.migration.enabled
+
+
+def test_the_emulated_memory_holds_all_that_runs_at_once():
+    profile = load_profile("a10-llama-7b")
+    round_s = 2 * len(migration.ORDER) * migration.WINDOW_S  # as long again to begin and to place
+    grown = len(migration.BESIDE) * round_s / profile.weights_s
+    most = max(migration_client.MAX_MODEL_LEN, sum(migration.BESIDE) + grown)
+    assert most < profile.blocks * profile.block_size
+
+
+def test_the_output_outlasts_the_longest_move_at_the_pace_of_an_a10():
+    profile = load_profile("a10-llama-7b")
+    context = migration_client.MAX_MODEL_LEN - migration_client.ROOM_TOKENS
+    steps = profile.copy_time_s(context) / profile.step_s(1, context, 0)
+    assert report.BEFORE + 2 * steps + report.AFTER < migration_client.ROOM_TOKENS

@@ -176,10 +176,10 @@ def test_a_long_timeline_is_thinned_out_over_all_of_it(samples, points):
 
 def test_saved_and_loaded(tmp_path):
     runs = [a_run(rate=rate, facts={"drift": 0.5}) for rate in (10.0, 7.5)]
-    paths = [save(run, tmp_path) for run in runs]
-    assert paths[1] == tmp_path / "m-m" / "fleet-llumnix-7.5.json"
+    saved = [save(run, tmp_path) for run in runs]
+    assert saved[1] == load_result(tmp_path / "m-m" / "fleet-llumnix-7.5.json")
     save(a_run(backend="simulator"), tmp_path)
-    assert load_result(paths[0])["facts"] == {"drift": 0.5}
+    assert saved[0]["facts"] == {"drift": 0.5}
     cells = load_all(tmp_path / "m-m", "fleet")
     assert list(cells) == [("llumnix", 7.5), ("llumnix", 10.0)]
-    assert cells["llumnix", 7.5] == load_result(paths[1])
+    assert cells["llumnix", 7.5] == saved[1]

@@ -147,7 +147,7 @@ def test_a_cached_prefix_changes_nothing(here: Engine, prompt: list[int]) -> Non
     first = started(here, prompt, 60)
     here.worker.pace.forget()
     second = started(here, prompt, 60)
-    assert here.worker.pace.steps[0] == (A10.step_s(300 - 288, 0, 12 * (288 + 6)), False)
+    assert here.worker.pace.steps[0] == (A10.step_s(300 - 288, 0, 12 * (288 + 6)), True)
     assert said(second) == said(first)
 
 
@@ -225,14 +225,44 @@ def test_a_prefill_beside_decoding_takes_as_long_as_both(here: Engine, prompt: l
     ]
 
 
-def test_receiving_blocks_takes_as_long_as_their_tokens(
+def test_a_batch_follows_the_one_that_ended_before_it(tiny_llama: Path) -> None:
+    one_by_one = emulated(tiny_llama, max_num_seqs=1)
+    for name in ("first", "second"):
+        one_by_one.seam.add(submission(prompt_of(100, name), max_tokens=2))
+    one_by_one.run_out()
+    assert [follows for _, follows in one_by_one.worker.pace.steps] == [False, True, True, True]
+
+
+def test_a_batch_after_a_pause_does_not_follow(here: Engine, prompt: list[int]) -> None:
+    for _ in range(2):
+        started(here, prompt, max_tokens=2)
+        here.run_out()
+    assert [follows for _, follows in here.worker.pace.steps] == [False, True, False, True]
+
+
+def test_a_request_that_stood_still_alone_does_not_follow(here: Engine, prompt: list[int]) -> None:
+    request = started(here, prompt, 3)
+    here.seam.park(request)
+    here.step()
+    here.worker.pace.forget()
+    here.seam.unpark(request.request_id)
+    here.step()
+    assert [follows for _, follows in here.worker.pace.steps] == [False]
+
+
+def test_blocks_arrive_once_their_tokens_had_the_time_to_travel(
     here: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(MigrationWorker, "mig_receive", lambda *_: 4096)
-    monkeypatch.setattr(worker.time, "sleep", slept.append)
+    done: list[float | str] = []
+
+    def receive(*_: Any) -> int:
+        done.append("received")
+        return 4096
+
+    monkeypatch.setattr(MigrationWorker, "mig_receive", receive)
+    monkeypatch.setattr(worker.time, "sleep", done.append)
     assert here.core.collective_rpc("mig_receive", args=("a>b", [5, 7, 9])) == [4096]
-    assert slept == [A10.copy_time_s(3 * 16)]
+    assert done == [A10.copy_time_s(3 * 16), "received"]
 
 
 def test_an_engine_holds_what_its_profile_says(here: Engine) -> None:
