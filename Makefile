@@ -9,10 +9,11 @@ DEV       := .venv/.installed-dev
 TINY      := models/tiny-llama
 
 # Read by Ray's own processes (controller, proxies), which no setting in the YAML file reaches:
-# HAProxy in front of the ingress and gRPC behind it make a streamed token ten times cheaper;
-# without the last, HAProxy's ingress takes 30 s to stop.
+# HAProxy in front of the ingress and gRPC behind it make a streamed token ten times cheaper.
+# HAProxy's ingress would take 30 s to stop, and its streams be cut 120 s after an update.
 RAY_ENV := RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_USE_GRPC_BY_DEFAULT=1 \
-           RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1 RAY_USAGE_STATS_ENABLED=0
+           RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1 \
+           RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S=3600 RAY_USAGE_STATS_ENABLED=0
 
 .DEFAULT_GOAL := help
 .PHONY: help install model serve test chaos lint bench clean

@@ -90,7 +90,9 @@ class Fleet:
         if not entry.replicas:
             raise refusal(409, f"request {order.request_id!r} is not on a replica yet")
         source = entry.replicas[-1]
-        destination = order.destination or await self._freest_but(source)
+        destination = order.destination or await self._freest_but(
+            source, entry.submission.fingerprint
+        )
         await self._require(destination)
         try:
             async with asyncio.timeout(MIGRATE_TIMEOUT_S):
@@ -110,7 +112,9 @@ class Fleet:
         await self._require(replica_id)
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                await call(pinned(self._replicas, replica_id), "set_draining", draining)
+                await ask(pinned(self._replicas, replica_id), "set_draining", draining)
+        except CannotMove as error:
+            raise refusal(409, str(error)) from None
         except (RayError, RayServeException, ReplicaGone, TimeoutError):
             raise refusal(404, f"replica {replica_id!r} does not answer") from None
 
@@ -121,10 +125,10 @@ class Fleet:
         if replica_id not in self._known:
             raise refusal(404, f"no replica {replica_id!r}")
 
-    async def _freest_but(self, source: str) -> str:
+    async def _freest_but(self, source: str, fingerprint: str) -> str:
         view = await self._view()
         loads = view.loads if view else await self._ask_each()
-        others = [load for load in loads if load.replica_id != source]
+        others = [x for x in loads if x.replica_id != source and x.fingerprint == fingerprint]
         best = dispatch.choose("freeness", others, random.Random(), 0)
         if best is None:
             raise refusal(409, "no other replica takes requests")
@@ -163,11 +167,14 @@ def load_to_json(load: InstanceLoad) -> dict[str, Any]:
         "blocks_total": load.blocks_total,
         "blocks_used": load.blocks_used,
         "head_of_line_blocks": load.head_of_line_blocks,
+        "due_blocks": load.due_blocks,
+        "headroom_blocks": dict(load.headroom_blocks),
         "running": load.running,
         "waiting": load.waiting,
         "migrating_in": load.migrating_in,
         "migrating_out": load.migrating_out,
         "emulation_drift": round(load.emulation_drift, 6),
+        "fingerprint": load.fingerprint,
     }
 
 

@@ -67,7 +67,7 @@ def gpus_wanted(config: FleetConfig, override: Mapping[str, Any] | None = None) 
     override = override or {}
     autoscaling = override.get("autoscaling_config") or {}
     each = _gpus_of_one(resources(config), override)
-    replicas = override.get("num_replicas", autoscaling.get("min_replicas", config.replicas))
+    replicas = override.get("num_replicas", autoscaling.get("min_replicas", config.first_replicas))
     return each * (1 if replicas == "auto" else replicas)
 
 
@@ -110,9 +110,14 @@ def _check(content: dict[str, Any]) -> str:
             gpus += gpus_wanted(config, overrides.get("LLMReplica"))
         except ConfigError as error:
             raise ConfigError(f"{where}.args.{error}") from None
-        fleets.append(f"{config.model.model_id}, {config.replicas} replicas")
+        fleets.append(f"{config.model.model_id}, {_replicas(config)} replicas")
     _check_gpus(gpus)
     return "; ".join(fleets) or "no application of ours"
+
+
+def _replicas(config: FleetConfig) -> str:
+    scaled = config.autoscaling
+    return f"{scaled.min} to {scaled.max}" if scaled else str(config.replicas)
 
 
 def _check_import_path(application: Mapping[str, Any]) -> None:

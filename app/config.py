@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -94,6 +94,35 @@ class EngineConfig(Section):
         return value
 
 
+class AutoscalingConfig(Section):
+    """How many instances there are, by the fleet's mean freeness."""
+
+    min: int = Field(default=1, ge=1, description="fewest instances")
+    max: int = Field(ge=1, description="most instances")
+    initial: int | None = Field(
+        default=None, ge=1, description="instances that a new fleet begins with; min by default"
+    )
+    freeness_low: float = Field(
+        default=10, ge=0, description="with less freeness on average, instances are added"
+    )
+    freeness_high: float = Field(
+        default=60, ge=0, description="with more, one after the other is emptied and stopped"
+    )
+    period_s: float = Field(
+        default=10.0, gt=0, description="demand is averaged over this time before each decision"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max < self.min:
+            raise ValueError(f"max is {self.max}, fewer than min, which is {self.min}")
+        if self.initial is not None and not self.min <= self.initial <= self.max:
+            raise ValueError(f"initial is {self.initial}, not from {self.min} to {self.max}")
+        if self.freeness_high <= self.freeness_low:
+            raise ValueError("freeness_high must be more than freeness_low")
+        return self
+
+
 class MigrationConfig(Section):
     """When running requests move between instances, and by which transport."""
 
@@ -111,7 +140,7 @@ class MigrationConfig(Section):
         default=1.0, ge=0, description="freeness that a move must win, or it is not made"
     )
     max_concurrent: int = Field(
-        default=2, ge=1, description="moves at once for each instance and direction"
+        default=4, ge=1, description="moves at once for each instance and direction"
     )
     max_stages: int = Field(
         default=8,
@@ -131,16 +160,37 @@ class PriorityClass(Section):
     headroom_tokens: int = Field(
         default=0, ge=0, description="KV tokens kept free on an instance that runs such requests"
     )
+    api_keys: list[NonEmpty] = Field(
+        default=[],
+        repr=False,
+        description="bearer tokens whose requests may use the class, and get it by default; none:"
+        " everybody may",
+    )
+    max_queued_tokens: int | None = Field(
+        default=2_000_000,
+        ge=1,
+        description="prompt tokens of its requests that may wait for their first token, at each"
+        " ingress; more are refused with 429. null: no bound",
+    )
+    max_queue_s: float | None = Field(
+        default=60.0,
+        gt=0,
+        description="its requests are refused while one waits for its first token longer than this,"
+        " or is about to, at each ingress. null: no bound",
+    )
 
 
 class AdminConfig(Section):
     """The admin API under `/fleet`."""
 
     enabled: bool = Field(default=True, description="serve it; its routes answer 404 otherwise")
-    api_key: NonEmpty | None = Field(default=None, description="the bearer token it asks for")
+    api_key: NonEmpty | None = Field(
+        default=None, repr=False, description="the bearer token it asks for"
+    )
 
 
-def _default_priorities() -> dict[str, PriorityClass]:
+def default_priorities() -> dict[str, PriorityClass]:
+    """The classes that there are where the YAML names none."""
     return {
         "high": PriorityClass(priority=-10, headroom_tokens=1600),
         "normal": PriorityClass(),
@@ -156,6 +206,9 @@ class FleetConfig(Section):
         description="what runs the model: vllm, or {emulated: {profile: NAME}}",
     )
     replicas: int = Field(default=2, ge=1, description="instances, each with an engine")
+    autoscaling: AutoscalingConfig | None = Field(
+        default=None, description="as many instances as are needed, instead of `replicas`"
+    )
     dispatch: Literal["freeness", "queue", "power_of_two", "round_robin"] = Field(
         default="freeness", description="how the instance for a new request is chosen"
     )
@@ -163,16 +216,35 @@ class FleetConfig(Section):
         default_factory=MigrationConfig, description="rescheduling of running requests"
     )
     priorities: dict[NonEmpty, PriorityClass] = Field(
-        default_factory=_default_priorities,
+        default_factory=default_priorities,
         description="classes of requests by name; `normal` is that of requests that name none",
     )
     admin: AdminConfig = Field(default_factory=AdminConfig, description="the admin API")
+
+    @model_validator(mode="after")
+    def _one_number_of_instances(self) -> Self:
+        if self.autoscaling and "replicas" in self.model_fields_set:
+            raise ValueError("replicas and autoscaling are both given; keep one of them")
+        return self
+
+    @property
+    def headroom_tokens(self) -> dict[str, int]:
+        """Of each class of requests."""
+        return {name: one.headroom_tokens for name, one in self.priorities.items()}
+
+    @property
+    def first_replicas(self) -> int:
+        """Instances that a new fleet begins with."""
+        scaled = self.autoscaling
+        return self.replicas if scaled is None else scaled.initial or scaled.min
 
     @field_validator("priorities")
     @classmethod
     def _has_normal(cls, classes: dict[str, PriorityClass]) -> dict[str, PriorityClass]:
         if "normal" not in classes:
             raise ValueError("the class 'normal' is missing: requests that name no class get it")
+        if classes["normal"].api_keys:
+            raise ValueError("the class 'normal' can have no api_keys: it is open to everybody")
         return classes
 
 

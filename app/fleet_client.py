@@ -13,14 +13,18 @@ import msgspec
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.serial_utils import MsgpackEncoder
 
-from app import request_context
-from app.config import PriorityClass
+from app import refusals, request_context
+from app.endings import Endings
 from app.fleet_stats import FleetStats
+from app.gate import Gate
 from app.journal import Entry, Journal, State
+from app.priorities import Priorities
+from app.refusals import Answer, Refusal
+from deployments.consult import NoInstance
 from deployments.messages import Hello
 from deployments.outbox import Inbox, Ownership, Step
 from deployments.pinned import ReplicaGone, call, pinned
@@ -29,6 +33,10 @@ from migration.snapshot import MigrationRecord, Submission
 
 GAP_S = 5.0
 """A token missing for this long is lost: the request fails rather than stand still."""
+
+PLACE_S = 30.0
+"""A request that no instance has owned for this long is refused; one that owns it says so between
+two of its steps."""
 
 logger = logging.getLogger("ray.serve.llumnix")
 
@@ -49,7 +57,8 @@ class FleetClient(EngineCoreClient):
         replicas: DeploymentHandle,
         inbox: Inbox,
         hello: Hello,
-        priorities: dict[str, PriorityClass],
+        priorities: Priorities,
+        gate: Gate,
     ) -> None:
         self.journal = Journal()
         self.resources = _Resources()
@@ -57,14 +66,15 @@ class FleetClient(EngineCoreClient):
         self._inbox = inbox
         self._hello = hello
         self._priorities = priorities
-        self._class_of = {c.priority: name for name, c in reversed(priorities.items())}
+        self._gate = gate
         self._encoder = MsgpackEncoder()
         self._stats = FleetStats()
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        self.endings = Endings(self._outputs)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reader: asyncio.Task[Any] | None = None
         self._own(self._pump())
-        self._own(self._watch_gaps())
+        self._own(self._watch())
 
     # --- EngineCoreClient --------------------------------------------------------------------
 
@@ -77,7 +87,12 @@ class FleetClient(EngineCoreClient):
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         """Returns at once: what goes wrong later arrives as the request's last output."""
-        entry = self._entry(request)
+        answer = refusals.current.get(None) or Answer(begun=True)
+        entry = self._entry(request, answer)
+        if refusal := self._gate.admit(entry.submission, answer):
+            await self.endings.end(request.request_id, answer, refusal)
+            return
+        answer.running.add(request.request_id)
         self.journal.open(entry)
         entry.call = self._own(self._hold(entry))
 
@@ -100,10 +115,11 @@ class FleetClient(EngineCoreClient):
 
     # --- requests ----------------------------------------------------------------------------
 
-    def _entry(self, request: EngineCoreRequest) -> Entry:
+    def _entry(self, request: EngineCoreRequest, answer: Answer) -> Entry:
         context = request_context.current.get()
-        if context.priority_class is not None:
-            request.priority = self._priorities[context.priority_class].priority
+        priority_class, request.priority = self._priorities.place(
+            context.caller, context.priority_class, request.priority
+        )
         response_id = (request.external_req_id or "").removesuffix("-0")
         (encoded,) = self._encoder.encode(request)
         submission = Submission(
@@ -111,10 +127,12 @@ class FleetClient(EngineCoreClient):
             public_id=self.journal.free_public_id(context.chosen_id or response_id),
             request=bytes(encoded),
             prompt_tokens=len(request.prompt_token_ids or ()),
-            priority_class=self._class_of.get(request.priority, "normal"),
+            priority_class=priority_class,
             ingress=self._inbox.address,
+            fingerprint=self._hello.fingerprint,
         )
-        return Entry(submission, aliases=(response_id, context.request_id or response_id))
+        aliases = (response_id, context.request_id or response_id)
+        return Entry(submission, aliases, answer, time.monotonic())
 
     async def _hold(self, entry: Entry) -> None:
         """Keep a call open at the replica that owns the request, wherever it moves."""
@@ -125,11 +143,14 @@ class FleetClient(EngineCoreClient):
                 entry.moved_to(outcome.destination)
                 owner = pinned(self._replicas, outcome.destination)
                 outcome = await self._left(entry, call(owner, "attach", request_id))
+        except NoInstance as error:
+            await self._turn_away(entry, str(error))
+            return
         except Exception as error:  # over gRPC a dead engine's error arrives as it was raised
-            self._fail(entry, f"its replica was lost ({type(error).__name__})")
+            await self._fail(entry, f"its replica was lost ({type(error).__name__})")
             return
         if outcome.kind != "finished":
-            self._fail(entry, f"its replica says: {outcome.kind}")
+            await self._fail(entry, f"its replica says: {outcome.kind}")
         elif not entry.ended:
             entry.left_at = time.monotonic()  # its last tokens may still be on their way
 
@@ -144,7 +165,7 @@ class FleetClient(EngineCoreClient):
             return Outcome("moved", entry.replicas[-1])  # the new owner said so, the old one died
 
     def _abort(self, entry: Entry) -> None:
-        self.journal.close(entry)
+        self._close(entry)
         if entry.call is not None and not entry.call.done():
             entry.call.cancel()  # over gRPC this reaches the replica
             if entry.replicas:
@@ -158,11 +179,21 @@ class FleetClient(EngineCoreClient):
         except (RayError, RayServeException, ReplicaGone, TimeoutError):
             pass  # it is gone, and the request with it
 
-    def _fail(self, entry: Entry, reason: str) -> None:
+    def _close(self, entry: Entry) -> None:
+        self.journal.close(entry)
+        self._gate.left(entry.submission.request_id)
+        entry.answer.running.discard(entry.submission.request_id)
+
+    async def _turn_away(self, entry: Entry, why: str) -> None:
         if entry.ended:
             return
-        entry.state = "failed"
-        self.journal.close(entry)
+        message = f"no instance takes the request: {why}; try again later"
+        self._gate.turned_away(entry.submission.priority_class, "no_instance", message)
+        await self._give_up(entry, message)
+
+    async def _fail(self, entry: Entry, reason: str) -> None:
+        if entry.ended:
+            return
         logger.error(
             "request %s failed on %s after %d tokens: %s",
             entry.submission.public_id,
@@ -170,8 +201,12 @@ class FleetClient(EngineCoreClient):
             entry.output_tokens,
             reason,
         )
-        last = EngineCoreOutput(entry.submission.request_id, [], finish_reason=FinishReason.ERROR)
-        self._outputs.put_nowait(EngineCoreOutputs(outputs=[last]))
+        await self._give_up(entry, f"the request failed: {reason}; try again")
+
+    async def _give_up(self, entry: Entry, why: str) -> None:
+        entry.state = "failed"
+        self._close(entry)
+        await self.endings.end(entry.submission.request_id, entry.answer, Refusal(503, why))
 
     # --- what the replicas send ----------------------------------------------------------------
 
@@ -203,20 +238,25 @@ class FleetClient(EngineCoreClient):
             for event in output.events or ():
                 event.timestamp += shift
             ready += entry.accept(first, output)
+            if entry.state != "waiting":
+                self._gate.left(output.request_id)
             if entry.ended:
-                self.journal.close(entry)
+                self._close(entry)
         if outputs.scheduler_stats is not None:
             outputs.scheduler_stats = self._stats.merged(step.replica_id, outputs.scheduler_stats)
         outputs.outputs, outputs.timestamp = ready, now
         self._outputs.put_nowait(outputs)
 
-    async def _watch_gaps(self) -> None:
+    async def _watch(self) -> None:
         while True:
             await asyncio.sleep(GAP_S / 5)
-            overdue = time.monotonic() - GAP_S
+            now = time.monotonic()
             for entry in self.journal.live():
-                if min(entry.gap_since or math.inf, entry.left_at or math.inf) < overdue:
-                    self._fail(entry, "a token got lost on its way")
+                if min(entry.gap_since or math.inf, entry.left_at or math.inf) < now - GAP_S:
+                    await self._fail(entry, "a token got lost on its way")
+                    self._abort(entry)
+                elif entry.unplaced and entry.opened_at < now - PLACE_S:
+                    await self._turn_away(entry, f"none did for {PLACE_S:.0f} s")
                     self._abort(entry)
 
     def _own(self, coroutine: Any) -> asyncio.Task[Any]:

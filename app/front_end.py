@@ -1,6 +1,7 @@
 """The front end: vLLM's OpenAI server and the admin API over a FleetClient; no engine."""
 
 import pickle
+from functools import partial
 
 import ray
 from ray.serve.handle import DeploymentHandle
@@ -11,7 +12,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from app.admin import admin_router
 from app.config import FleetConfig
 from app.fleet_client import FleetClient
+from app.gate import Gate
 from app.openai_app import engine, openai_app
+from app.priorities import Priorities
+from app.refusals import RefusalMiddleware
 from app.request_context import RequestContextMiddleware
 from deployments.messages import Hello
 from deployments.outbox import Inbox
@@ -22,12 +26,14 @@ async def build(
 ) -> tuple[ASGIApp, AsyncLLM]:
     """The ASGI app, and the AsyncLLM under it, on the running event loop."""
     inbox = Inbox(ray.util.get_node_ip_address())
-    client = FleetClient(replicas, inbox, hello, config.priorities)
+    priorities = Priorities(config.priorities)
+    client = FleetClient(replicas, inbox, hello, priorities, Gate(config.priorities))
     llm = engine(_vllm_config(hello), client)
-    app = await openai_app(config.model, llm, hello.supported_tasks)
+    client.endings.connect(partial(llm.abort, internal=True))
+    app = await openai_app(config.model, priorities.api_keys, llm, hello.supported_tasks)
     if config.admin.enabled:
         app.include_router(admin_router(client, replicas, scheduler, config.admin.api_key))
-    return RequestContextMiddleware(app, frozenset(config.priorities)), llm
+    return RequestContextMiddleware(RefusalMiddleware(app), priorities), llm
 
 
 def _vllm_config(hello: Hello) -> VllmConfig:

@@ -1,27 +1,36 @@
 """Ingress: what clients talk to."""
 
+import asyncio
 import logging
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from app.config import FleetConfig
+from deployments.messages import Hello
 from deployments.pinned import call
+
+HELLO_PAUSE_S = 0.5
+"""Between two questions, while only instances of the configuration before are up."""
 
 logger = logging.getLogger("ray.serve.llumnix")
 
 
 class Ingress:
     """Its HTTP app is built late: it needs a VllmConfig, which only a machine with the accelerator
-    can make, so it asks the first instance that is up."""
+    can make, so it asks an instance that is up. In an update the first ones may be the old ones.
+    """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, config: FleetConfig, replicas: DeploymentHandle, scheduler: DeploymentHandle
     ) -> None:
         # Imported while the instances load their model; see LLMReplica for why only here.
         from app import front_end
+        from deployments import engine_config
 
-        hello = await call(replicas.options(_by_reference=False), "hello")
+        wanted = engine_config.fingerprint(config.model, config.engine)
+        while (hello := await _hello(replicas)).fingerprint != wanted:
+            await asyncio.sleep(HELLO_PAUSE_S)
         self._asgi, self._llm = await front_end.build(config, hello, replicas, scheduler)
         logger.info("ingress up")
 
@@ -31,3 +40,9 @@ class Ingress:
     async def check_health(self) -> None:
         """Raise where no request can be answered any more."""
         await self._llm.check_health()
+
+
+async def _hello(replicas: DeploymentHandle) -> Hello:
+    """Of any instance that is up; waits for the first."""
+    hello: Hello = await call(replicas.options(_by_reference=False), "hello")
+    return hello

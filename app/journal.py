@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
+from app.refusals import Answer
 from app.stalls import Stalls
 from migration.snapshot import MigrationRecord, Submission
 
@@ -35,10 +36,13 @@ class Entry:
 
     `aliases` are other ids that a client may know it by. `gap_since`: when a later token came
     before an earlier one; `left_at`: when its last replica said that it had finished there.
+    `answer`: to its HTTP request; `opened_at`: when that came.
     """
 
     submission: Submission
     aliases: tuple[str, ...] = ()
+    answer: Answer = field(default_factory=Answer)
+    opened_at: float = 0.0
     state: State = "waiting"
     tokens: list[int] = field(default_factory=list)
     replicas: list[str] = field(default_factory=list)
@@ -54,6 +58,11 @@ class Entry:
     def ended(self) -> bool:
         """Whether its last token or its failure was delivered."""
         return self.state in ("finished", "aborted", "failed")
+
+    @property
+    def unplaced(self) -> bool:
+        """Whether no instance is known to have it."""
+        return self.state == "waiting" and not self.replicas
 
     def accept(self, first: int, output: EngineCoreOutput) -> list[EngineCoreOutput]:
         """The outputs that can be delivered now that this one arrived, in order."""

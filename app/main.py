@@ -9,14 +9,23 @@ from ray.serve.config import RequestRouterConfig
 from app.check import validate_args
 from app.config import ConfigError, FleetConfig, resources
 from app.ingress import Ingress
+from deployments.autoscaling import autoscaling_config
 from deployments.messages import INGRESS, REPLICA, SCHEDULER
 from deployments.policy.pairing import PairingRule
+from deployments.policy.scaling import ScalingRule
 from deployments.replica import LLMReplica
 from deployments.router import FleetRouter
 from deployments.scheduler import Scheduler
 
 MAX_ONGOING = 8192
 """Open calls to one replica: vLLM's own queue is the place to wait in, where freeness sees it."""
+
+DRAIN_S = 600.0
+"""Serve kills a replica that still holds requests after this: those that cannot move may end. One
+that is empty leaves at once."""
+
+STREAMS_S = 3600.0
+"""The same for an ingress: its clients' streams cannot move, and end there."""
 
 QUIET = {"enable_access_log": False}
 """Serve would log a line for each call, ten times a second for each instance's reports alone."""
@@ -38,17 +47,20 @@ def build_fleet(config: FleetConfig, worker_extension: str | None = None) -> App
     """
     replica = serve.deployment(LLMReplica).options(
         name=REPLICA,
-        num_replicas=config.replicas,
+        **_instances(config),
         max_ongoing_requests=MAX_ONGOING,
         **resources(config),
         request_router_config=RequestRouterConfig(
             request_router_class=FleetRouter,
-            request_router_kwargs={"dispatch": config.dispatch},
+            request_router_kwargs={
+                "dispatch": config.dispatch,
+                "headroom_tokens": config.headroom_tokens,
+            },
         ),
         health_check_period_s=1,
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.2,
-        graceful_shutdown_timeout_s=20,
+        graceful_shutdown_timeout_s=DRAIN_S,
         logging_config=QUIET,
     )
     scheduler = serve.deployment(Scheduler).options(
@@ -56,6 +68,7 @@ def build_fleet(config: FleetConfig, worker_extension: str | None = None) -> App
         num_replicas=1,
         max_ongoing_requests=MAX_ONGOING,
         ray_actor_options={"num_cpus": 0},
+        max_surge_percent=100,  # in an update the new one comes before the old one leaves
         health_check_period_s=1,
         logging_config=QUIET,
     )
@@ -64,8 +77,10 @@ def build_fleet(config: FleetConfig, worker_extension: str | None = None) -> App
         num_replicas=1,
         max_ongoing_requests=MAX_ONGOING,
         ray_actor_options={"num_cpus": 0},
+        max_surge_percent=100,
         health_check_period_s=1,
         graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=STREAMS_S,
         logging_config=QUIET,
     )
     return ingress.bind(
@@ -80,4 +95,27 @@ def pairing_rule(config: FleetConfig) -> PairingRule | None:
     settings = config.migration
     if not settings.enabled:
         return None
-    return PairingRule(settings.out_threshold, settings.in_threshold, settings.min_gain)
+    return PairingRule(
+        settings.out_threshold, settings.in_threshold, settings.min_gain, settings.max_concurrent
+    )
+
+
+def scaling_rule(config: FleetConfig) -> ScalingRule | None:
+    """How many instances there should be; None where their number is given."""
+    settings = config.autoscaling
+    if settings is None:
+        return None
+    return ScalingRule(
+        settings.min,
+        settings.max,
+        settings.freeness_low,
+        settings.freeness_high,
+        settings.period_s,
+    )
+
+
+def _instances(config: FleetConfig) -> dict[str, Any]:
+    rule = scaling_rule(config)
+    if rule is None:
+        return {"num_replicas": config.replicas}
+    return {"autoscaling_config": autoscaling_config(rule, config.first_replicas)}

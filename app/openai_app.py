@@ -3,6 +3,7 @@ here.
 """
 
 from argparse import Namespace
+from collections.abc import Iterable
 from typing import Any
 from unittest.mock import patch
 
@@ -31,16 +32,21 @@ def engine(config: VllmConfig, client: EngineCoreClient) -> AsyncLLM:
         return AsyncLLM(config, UniProcExecutor, log_stats=True, log_requests=False)
 
 
-async def openai_app(model: ModelConfig, llm: AsyncLLM, tasks: tuple[Any, ...]) -> FastAPI:
+async def openai_app(
+    model: ModelConfig, class_keys: Iterable[str], llm: AsyncLLM, tasks: tuple[Any, ...]
+) -> FastAPI:
     """vLLM's FastAPI app: all of its routes, errors and metrics."""
-    args = server_args(model)
+    args = server_args(model, class_keys)
     app = build_app(args, tasks, llm.model_config)
     await init_app_state(llm, app.state, args, tasks)
     return app
 
 
-def server_args(model: ModelConfig) -> Namespace:
-    """The arguments that `vllm serve` would have: vLLM's defaults, and what the YAML sets."""
+def server_args(model: ModelConfig, class_keys: Iterable[str]) -> Namespace:
+    """The arguments that `vllm serve` would have: vLLM's defaults, and what the YAML sets.
+
+    `class_keys`: the API keys of priority classes. Where vLLM asks for a key, these open it, too.
+    """
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     args.model = model.model_source
     args.served_model_name = [model.model_id]
@@ -48,4 +54,6 @@ def server_args(model: ModelConfig) -> Namespace:
     for name, value in model.engine_kwargs.items():
         if name not in engine_only:
             setattr(args, name, value)
+    if args.api_key:
+        args.api_key = [*args.api_key, *class_keys]
     return args

@@ -1,4 +1,4 @@
-"""What an HTTP request says beside its body: its id and its priority class."""
+"""What an HTTP request says beside its body: its id, its priority class and who sends it."""
 
 import re
 from contextvars import ContextVar
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.priorities import Caller, Priorities
 
 ID_HEADER = "x-request-id"
 PRIORITY_HEADER = "x-llumnix-priority"
@@ -18,11 +20,12 @@ _MADE_BY_SERVE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 @dataclass(frozen=True, slots=True)
 class RequestContext:
     """`request_id` is the X-Request-Id header; `priority_class` is None unless the client named
-    one.
+    one, `caller` unless it sent an API key of some class.
     """
 
     request_id: str | None = None
     priority_class: str | None = None
+    caller: Caller | None = None
 
     @property
     def chosen_id(self) -> str | None:
@@ -44,19 +47,20 @@ def openai_error(status: int, message: str, kind: str, param: str | None = None)
 class RequestContextMiddleware:
     """Reads our headers into `current`. Serve answers with the X-Request-Id by itself."""
 
-    def __init__(self, app: ASGIApp, priority_classes: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, priorities: Priorities) -> None:
         self._app = app
-        self._classes = priority_classes
+        self._priorities = priorities
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             name = headers.get(PRIORITY_HEADER)
-            if name is not None and name not in self._classes:
-                known = ", ".join(sorted(self._classes))
+            if name is not None and name not in self._priorities.names:
+                known = ", ".join(self._priorities.names)
                 message = f"unknown priority class {name!r}; known classes: {known}"
                 error = openai_error(400, message, "BadRequestError", PRIORITY_HEADER)
                 await error(scope, receive, send)
                 return
-            current.set(RequestContext(headers.get(ID_HEADER), name))
+            caller = self._priorities.caller(headers.get("authorization"))
+            current.set(RequestContext(headers.get(ID_HEADER), name, caller))
         await self._app(scope, receive, send)

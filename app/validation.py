@@ -49,7 +49,8 @@ def _what(error: ErrorDetails, model: type[BaseModel]) -> str:
             return str(error["ctx"]["error"])
         case "model_type" | "dict_type":
             return f"must be a mapping of keys, not {show(error['input'])}"
-    return f"{error['msg'].replace('Input should', 'must')}, not {show(error['input'])}"
+    given = "" if _is_secret(error["loc"]) else f", not {show(error['input'])}"
+    return error["msg"].replace("Input should", "must") + given
 
 
 def _section(model: type[BaseModel], path: Iterable[object]) -> type[BaseModel]:
@@ -70,6 +71,11 @@ def _section(model: type[BaseModel], path: Iterable[object]) -> type[BaseModel]:
 def _without_none(kind: Any) -> Any:
     optional = get_origin(kind) in (Union, UnionType) and type(None) in get_args(kind)
     return get_args(kind)[0] if optional else kind
+
+
+def _is_secret(path: Iterable[object]) -> bool:
+    """Whether what stands there may be an API key, which no log should have."""
+    return any(str(key).startswith("api_key") for key in path)
 
 
 def _is_tag(key: object) -> bool:

@@ -23,6 +23,10 @@ MAX_BATCH = 64
 logger = logging.getLogger("ray.serve.llumnix")
 
 
+class NoInstance(Exception):
+    """No instance takes a new request; the message says why."""
+
+
 class Consult:
     """Chooses instances for new requests, on the routers' event loop.
 
@@ -42,12 +46,14 @@ class Consult:
         self._rng = random.Random()
 
     async def choose(self, ask: Ask, candidates: Sequence[str]) -> str:
-        """The replica id for this request, one of `candidates`."""
+        """The replica id for this request, one of `candidates`. Raises NoInstance."""
         if time.monotonic() >= self._broken_until:
             chosen = await self._ask(ask)
             if chosen is not None and chosen in candidates:
                 return chosen
-        return self._alone(candidates)
+            if chosen is None and self._all_drain(candidates):
+                raise NoInstance("all are draining")
+        return self._alone(ask, candidates)
 
     async def _ask(self, ask: Ask) -> str | None:
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
@@ -73,16 +79,23 @@ class Consult:
                 decision: Decision = await call(self._scheduler(), "choose", asks)
         except Exception as error:  # whatever it is, requests do not wait for it
             self._broken_until = time.monotonic() + BREAKER_S
+            # Those that were draining may take requests again, and nobody would say so.
+            self._loads = tuple(load for load in self._loads if load.state != "draining")
             logger.warning("scheduler bypassed for %.0f s: %s", BREAKER_S, type(error).__name__)
             return None
         self._loads = decision.loads
         return decision
 
-    def _alone(self, candidates: Sequence[str]) -> str:
+    def _all_drain(self, candidates: Sequence[str]) -> bool:
+        draining = {load.replica_id for load in self._loads if load.state == "draining"}
+        return draining.issuperset(candidates)
+
+    def _alone(self, ask: Ask, candidates: Sequence[str]) -> str:
         """Decide from the last loads seen, or in turn where none are known."""
         self._turn += 1
         known = [load for load in self._loads if load.replica_id in candidates]
-        best = dispatch.choose(self._policy, known, self._rng, self._turn)
+        keeps_headroom = ask.headroom_tokens > 0
+        best = dispatch.choose(self._policy, known, self._rng, self._turn, keeps_headroom)
         return best.replica_id if best else candidates[self._turn % len(candidates)]
 
     def _scheduler(self) -> DeploymentHandle:

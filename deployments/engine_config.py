@@ -1,11 +1,14 @@
 """From the YAML's engine arguments to vLLM's configuration, and to a running EngineCore."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import pickle
 from typing import Any
 
 import msgspec
+import vllm
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
@@ -68,6 +71,21 @@ def engine_arguments(model: ModelConfig) -> dict[str, Any]:
     """The engine's own arguments; `engine_kwargs` may hold the OpenAI server's as well."""
     own = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     return {name: value for name, value in model.engine_kwargs.items() if name in own}
+
+
+def fingerprint(model: ModelConfig, engine: EngineConfig) -> str:
+    """Equal for instances between which a request can move: same tokens, same layout of the KV.
+
+    The name that clients use, the policy and the number of instances do not count.
+    """
+    decisive = {
+        "model": model.model_source,
+        "arguments": engine_arguments(model),
+        "engine": engine.model_dump(),
+        "vllm": vllm.__version__.partition("+")[0],
+    }
+    text = json.dumps(decisive, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def freeze(config: VllmConfig) -> bytes:

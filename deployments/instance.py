@@ -52,6 +52,7 @@ class Instance:
             max_model_len=vllm_config.model_config.max_model_len,
             num_gpu_blocks=vllm_config.cache_config.num_gpu_blocks or 0,
             supported_tasks=tuple(core.get_supported_tasks()),
+            fingerprint=engine_config.fingerprint(config.model, config.engine),
         )
         self._event_loop = asyncio.get_running_loop()
         self._metrics = ReplicaMetrics()
@@ -61,9 +62,10 @@ class Instance:
         self.links = Links(replica_id, self._steps, self._seam, settings.backend)
         self.llumlet = Llumlet(
             replica_id,
+            self.hello.fingerprint,
             self._steps,
             self._seam,
-            {name: c.headroom_tokens for name, c in config.priorities.items()},
+            config.headroom_tokens,
             settings.max_concurrent,
             orphan_s(settings.timeout_s),
             self._on_record,
@@ -83,7 +85,7 @@ class Instance:
             self._steps,
             self._seam,
             self.links,
-            Limits(settings.max_concurrent, settings.timeout_s, settings.in_threshold),
+            Limits(settings.max_concurrent, settings.timeout_s),
             self.llumlet.own,
             self.llumlet.disown,
             time.monotonic,

@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
+from deployments.drain import Drain
 from deployments.engine_loop import EngineDead, EngineLoop
 from deployments.messages import Orders, Report
 from deployments.policy.load import InstanceLoad
+from deployments.policy.pairing import Target
+from deployments.policy.scaling import Demand
 from deployments.survey import Survey
 from migration.destination import MigrateIn
 from migration.engine_seam import EngineSeam
@@ -25,7 +28,7 @@ from migration.snapshot import CannotMove, MigrationRecord, Submission, UnknownR
 from migration.source import MigrateOut, Reason
 
 BACKOFF_S = 1.0
-"""After a move that failed, orders are not followed for this time."""
+"""After a move that failed, no order to go to the same destination is followed for this time."""
 
 logger = logging.getLogger("ray.serve.llumnix")
 
@@ -36,6 +39,7 @@ class Llumlet:
     def __init__(
         self,
         replica_id: str,
+        fingerprint: str,
         loop: EngineLoop,
         seam: EngineSeam,
         headroom_tokens: Mapping[str, int],
@@ -46,9 +50,9 @@ class Llumlet:
     ) -> None:
         self.replica_id = replica_id
         self.owned: dict[str, Owned] = {}
-        self.draining = False
         self.changed = asyncio.Event()
         self.migrations: Counter[str] = Counter()
+        self._fingerprint = fingerprint
         self._loop = loop
         self._seam = seam
         self.survey = Survey(replica_id, seam, headroom_tokens)
@@ -58,7 +62,9 @@ class Llumlet:
         self._clock = clock
         self._arrived: list[str] = []
         self._moves: dict[asyncio.Task[MigrationRecord], str] = {}
-        self._obey_after = 0.0
+        self._choosing = asyncio.Lock()
+        self._obey_after: dict[str, float] = {}
+        self._drain = Drain(replica_id, clock)
         self._out: MigrateOut
         self.incoming: MigrateIn
 
@@ -71,11 +77,23 @@ class Llumlet:
         """Moves that may leave this instance at once."""
         return self._max_concurrent
 
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no requests and hands over those that it has."""
+        return self._drain.on
+
     def drain(self, draining: bool) -> None:
-        """Be evacuated by ordinary migration, or take requests again."""
-        self.draining = draining
-        logger.info("%s: draining %s", self.replica_id, "on" if draining else "off")
-        self.changed.set()
+        """Be evacuated by ordinary migration, or take requests again.
+
+        Raises CannotMove where it retires.
+        """
+        self._drain.turn(draining)
+        self._changed()
+
+    def retire(self) -> None:
+        """Drain for good: Serve stops this instance."""
+        self._drain.for_good(len(self.owned))
+        self._changed()
 
     def fail_all(self, error: BaseException) -> None:
         """The engine died: every open call fails."""
@@ -143,6 +161,11 @@ class Llumlet:
         self, request_id: str, destination: str, reason: Reason
     ) -> MigrationRecord:
         """Move one request. Raises UnknownRequest or CannotMove where it is not even tried."""
+        return await asyncio.shield(self._start(request_id, destination, reason))
+
+    def _start(
+        self, request_id: str, destination: str, reason: Reason
+    ) -> "asyncio.Task[MigrationRecord]":
         owned = self._find(request_id)
         if owned.migrating:
             raise CannotMove("the request is already on the move")
@@ -158,12 +181,14 @@ class Llumlet:
         self._moves[move] = destination
         self.changed.set()
         move.add_done_callback(self._moves.pop)
-        return await asyncio.shield(move)
+        return move
 
     async def reserve(self, message: Reserve) -> Reserved | Refused:
         """PRE-ALLOC for a request that would move here."""
         if self.draining:
             return Refused("it is draining")
+        if message.snapshot.submission.fingerprint != self._fingerprint:
+            return Refused("it runs another model or engine configuration")
         return await self.incoming.reserve(message)
 
     def _may_move(self, destination: str) -> bool:
@@ -174,28 +199,39 @@ class Llumlet:
         record = await self._out.move(owned, destination, reason)
         self.migrations[record.outcome] += 1
         self._on_record(owned.submission, record)
+        self._drain.observe(record)
         if owned.outcome.done() and owned.unattached_since is None:
             self._forget(owned)  # else its ingress has yet to ask where it went
         self.changed.set()
         return record
 
     async def obey(self, orders: Orders, reason: Reason) -> MigrationRecord | None:
-        """Hand one request over to the destination that the scheduler paired this instance with."""
-        if orders.destination is None or self._clock() < self._obey_after:
-            return None
-        if not self._may_move(orders.destination):
-            return None
-        choose = partial(self.survey.choose, self.owned, self.draining, orders.room)
-        chosen = await self._loop.run(choose)
-        if chosen is None:
-            return None
-        try:
-            record = await self.migrate_out(chosen, orders.destination, reason)
-        except CannotMove:
-            return None
-        if record.outcome != "completed":
-            self._obey_after = self._clock() + BACKOFF_S
+        """Hand one request over to the first of the scheduler's targets that may get one now."""
+        async with self._choosing:  # until its move has begun, or it would be chosen twice
+            target = next(filter(self._may_follow, orders.targets), None)
+            if target is None:
+                return None
+            choose = partial(self.survey.choose, self.owned, self.draining, target.room)
+            chosen = await self._loop.run(choose)
+            if chosen is None:
+                return None
+            try:
+                move = self._start(chosen, target.replica_id, reason)
+            except CannotMove:
+                return None
+        record = await asyncio.shield(move)
+        if record.outcome != "completed" and chosen in self.owned:  # else it ended meanwhile
+            self._back_off(target.replica_id)
         return record
+
+    def _may_follow(self, target: Target) -> bool:
+        backed_off = self._clock() < self._obey_after.get(target.replica_id, 0.0)
+        return self._may_move(target.replica_id) and not backed_off
+
+    def _back_off(self, destination: str) -> None:
+        now = self._clock()
+        waiting = {there: until for there, until in self._obey_after.items() if until > now}
+        self._obey_after = {**waiting, destination: now + BACKOFF_S}
 
     async def report(self) -> Report:
         """The present load, and what arrived since the last report."""
@@ -205,7 +241,16 @@ class Llumlet:
     async def load(self) -> InstanceLoad:
         """The load as of the next step boundary."""
         load = await self._loop.run(partial(self.survey.load, self.owned, self.draining))
-        return replace(load, migrating_in=len(self.incoming), migrating_out=len(self._moves))
+        return replace(
+            load,
+            migrating_in=len(self.incoming),
+            migrating_out=len(self._moves),
+            fingerprint=self._fingerprint,
+        )
+
+    async def demand(self) -> Demand:
+        """What counts here when the fleet is scaled, as of the next step boundary."""
+        return await self._loop.run(partial(self.survey.demand, self.owned, self.draining))
 
     async def housekeeping(self) -> None:
         """Drop reservations without a source, requests without an ingress, unclaimed outcomes."""
@@ -243,4 +288,9 @@ class Llumlet:
     def _forget(self, owned: Owned) -> None:
         if self.owned.get(owned.submission.request_id) is owned:
             del self.owned[owned.submission.request_id]
+        self._changed()
+
+    def _changed(self) -> None:
+        if not self.owned:
+            self._drain.empty()
         self.changed.set()

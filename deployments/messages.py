@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from deployments.policy.load import InstanceLoad
+from deployments.policy.pairing import Target
 
 REPLICA = "LLMReplica"
 SCHEDULER = "Scheduler"
@@ -20,21 +21,22 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """Scheduler -> replica, as the answer to its report: hand requests over to `destination`.
-
-    `room`: the KV blocks that it can take.
+    """Scheduler -> replica, as the answer to its report: hand requests over to one of `targets`,
+    the first before the next; to several at once only while draining.
     """
 
-    destination: str | None = None
-    room: float = 0.0
+    targets: tuple[Target, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Router -> scheduler: where should this new request go?"""
+    """Router -> scheduler: where should this new request go? `headroom_tokens`: its class's."""
 
     request_id: str
     prompt_tokens: int
+    fingerprint: str = ""
+    priority_class: str = "normal"
+    headroom_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,11 @@ class Hello:
 
     `vllm_config` is the VllmConfig pickled before the EngineCore was made (after that it drags the
     KV cache along: 1 GB); `max_model_len` and `num_gpu_blocks` are what the engine found out.
+    `fingerprint`: of the model and the engine configuration (`engine_config.fingerprint`).
     """
 
     vllm_config: bytes
     max_model_len: int
     num_gpu_blocks: int
     supported_tasks: tuple[str, ...]
+    fingerprint: str

@@ -1,11 +1,14 @@
 """LLMReplica: one instance of the fleet as Serve, the ingress and the other replicas call it."""
 
+import asyncio
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from app.config import FleetConfig
+from deployments import serve_stop
 from deployments.messages import REPLICA, SCHEDULER, Hello, Report
 from deployments.pinned import answers_refusals, call
 from deployments.policy.load import InstanceLoad
@@ -33,6 +36,9 @@ class LLMReplica:
         self._instance = Instance(replica_id, config, worker_extension, peers, scheduler)
         self._llumlet = self._instance.llumlet
         self._incoming = self._instance.incoming
+        # Ends with the replica's event loop.
+        watch = serve_stop.watch(self._llumlet.retire)
+        self._stop_watch = asyncio.get_running_loop().create_task(watch)
 
     # --- the ingress ---
 
@@ -58,8 +64,12 @@ class LLMReplica:
         """The present load."""
         return await self._llumlet.load()
 
+    @answers_refusals
     async def set_draining(self, draining: bool) -> None:
-        """Evacuate this instance by migration, or take requests again."""
+        """Evacuate this instance by migration, or take requests again.
+
+        Answers CannotMove where Serve stops it.
+        """
         self._llumlet.drain(draining)
 
     @answers_refusals
@@ -103,6 +113,14 @@ class LLMReplica:
         return await self._incoming.cancel(migration_id)
 
     # --- Serve ---
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve passes on to our autoscaling policy: a Demand."""
+        return asdict(await self._llumlet.demand())
+
+    def record_replica_metadata(self) -> dict[str, str]:
+        """What Serve hands on to the routers: which requests can run here."""
+        return {"fingerprint": self._instance.hello.fingerprint}
 
     def check_health(self) -> None:
         """Raise where the engine is dead or hangs: Serve then replaces this replica."""

@@ -42,6 +42,7 @@ class Reporter:
         self._ask = send
         self._observe = observe
         self._obeys = obeys
+        self._orders = Orders()
         self._up = True
         self._task: asyncio.Task[None] | None = None
         self._obeying: set[asyncio.Task[object]] = set()
@@ -87,13 +88,23 @@ class Reporter:
 
     def _follow(self, orders: Orders) -> None:
         """At most one move at a time is made on orders; a draining instance uses all its slots."""
-        slots = self._llumlet.slots if self._llumlet.draining else 1
-        if not self._obeys or orders.destination is None or len(self._obeying) >= slots:
+        self._orders = orders
+        if not self._obeys or not orders.targets:
             return
-        reason: Reason = "drain" if self._llumlet.draining else "balance"
-        move = asyncio.get_running_loop().create_task(self._llumlet.obey(orders, reason))
-        self._obeying.add(move)
-        move.add_done_callback(self._obeying.discard)
+        slots = self._llumlet.slots if self._llumlet.draining else 1
+        for _ in range(slots - len(self._obeying)):
+            obeying = asyncio.get_running_loop().create_task(self._obey())
+            self._obeying.add(obeying)
+            obeying.add_done_callback(self._obeying.discard)
+
+    async def _obey(self) -> None:
+        """Make a move; while draining the next one as well, for which no report is waited for."""
+        going_on = True
+        while going_on:
+            reason: Reason = "drain" if self._llumlet.draining else "balance"
+            record = await self._llumlet.obey(self._orders, reason)
+            moved = record is not None and record.outcome == "completed"
+            going_on = moved and self._llumlet.draining
 
     async def _wait(self, busy: bool) -> None:
         changed = self._llumlet.changed

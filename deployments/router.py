@@ -4,20 +4,21 @@ The seam to Serve's routing (ray.serve.request_router, alpha). One instance live
 that holds a handle to LLMReplica, on a loop that all of the process' routers share.
 """
 
+import random
 import time
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 from ray.util.metrics import Histogram
 
-from deployments.consult import Consult
+from deployments.consult import Consult, NoInstance
 from deployments.messages import Ask
 from deployments.pinned import ReplicaGone
 from migration.snapshot import Submission
 
 SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
 
-LEFT_S = 30.0
+LEFT_S = 600.0
 """A replica that left the routers' set is draining, or reconfiguring: it still takes pinned calls.
 """
 
@@ -25,8 +26,9 @@ LEFT_S = 30.0
 class FleetRouter(RequestRouter):
     """Pins are the handle's session id; see `pinned`."""
 
-    def initialize_state(self, dispatch: str) -> None:
-        """Called by Serve with `request_router_kwargs`."""
+    def initialize_state(self, dispatch: str, headroom_tokens: dict[str, int]) -> None:
+        """Called by Serve with `request_router_kwargs`. `headroom_tokens`: by priority class."""
+        self._headroom_tokens = headroom_tokens
         self._consult = Consult(self.app_name, dispatch)
         self._left: dict[str, tuple[float, RunningReplica]] = {}
         self._seconds = Histogram(
@@ -50,8 +52,12 @@ class FleetRouter(RequestRouter):
         if pin := pending_request.metadata.session_id:
             return [[self._pinned(pin, pending_request) or candidate_replicas[0]]]
         if not (pending_request.args and isinstance(pending_request.args[0], Submission)):
+            return [[random.choice(candidate_replicas)]]
+        try:
+            return [[await self._dispatch(pending_request.args[0], candidate_replicas)]]
+        except NoInstance as error:
+            _fail(pending_request, error)
             return [candidate_replicas[:1]]
-        return [[await self._dispatch(pending_request.args[0], candidate_replicas)]]
 
     async def _select_from_candidate_replicas(
         self, candidates: list[RunningReplica], backoff_index: int
@@ -81,16 +87,36 @@ class FleetRouter(RequestRouter):
                 return replica
         if pin in self._left:
             return self._left[pin][1]
-        if not pending_request.future.done():
-            pending_request.future.set_exception(ReplicaGone(f"replica {pin} is not there"))
+        _fail(pending_request, ReplicaGone(f"replica {pin} is not there"))
         return None
 
     async def _dispatch(
         self, submission: Submission, candidates: list[RunningReplica]
     ) -> RunningReplica:
+        """By the Scheduler's word. Raises NoInstance."""
         started = time.monotonic()
-        by_id = {replica.replica_id.unique_id: replica for replica in candidates}
-        ask = Ask(submission.request_id, submission.prompt_tokens)
+        fingerprint = submission.fingerprint
+        by_id = {r.replica_id.unique_id: r for r in candidates if _runs(r, fingerprint)}
+        if not by_id:
+            raise NoInstance("none runs its model any more")
+        ask = Ask(
+            submission.request_id,
+            submission.prompt_tokens,
+            fingerprint,
+            submission.priority_class,
+            self._headroom_tokens.get(submission.priority_class, 0),
+        )
         chosen = await self._consult.choose(ask, list(by_id))
         self._seconds.observe(time.monotonic() - started)
         return by_id[chosen]
+
+
+def _runs(replica: RunningReplica, fingerprint: str) -> bool:
+    """False for another model or engine configuration: an update is under way."""
+    return replica.replica_metadata.get("fingerprint") == fingerprint
+
+
+def _fail(pending_request: PendingRequest, error: Exception) -> None:
+    """The caller gets this error; what is answered besides does not matter."""
+    if not pending_request.future.done():
+        pending_request.future.set_exception(error)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from vllm.v1.request import Request
 
-from deployments.policy.load import InstanceLoad, freeness, virtual_usage
+from deployments.policy.load import InstanceLoad, freeness, headroom_of, virtual_usage
+from deployments.policy.scaling import Demand
 from deployments.policy.selection import Movable, choose_request
 from migration.engine_seam import SLACK_TOKENS, EngineSeam
 from migration.ownership import Owned
@@ -36,17 +37,14 @@ class Survey:
         free, total = seam.blocks_free, seam.blocks_total
         head = seam.head_of_line()
         head_blocks = self._demand(head)
+        classes = self._classes(owned)
+        headroom = headroom_of(classes, self._headroom_blocks)
         usage = virtual_usage(
             blocks_used=total - free,
             blocks_free=free,
             head_of_line_blocks=head_blocks,
             batch_is_full=running >= seam.max_batch,
-            running_classes=(
-                known.submission.priority_class
-                for request in seam.running()
-                if (known := owned.get(request.request_id))
-            ),
-            headroom_blocks=self._headroom_blocks,
+            headroom_blocks=sum(headroom.values()),
             draining=draining,
         )
         return InstanceLoad(
@@ -61,7 +59,20 @@ class Survey:
             head_of_line_since=head.arrival_time if head is not None else 0.0,
             freeness=freeness(total, usage, running, waiting),
             emulation_drift=self.emulation_drift(),
+            due_blocks=sum(map(self._due, seam.requests().values())),
+            headroom_blocks=headroom,
+            staying=sum(name in headroom for name in classes),
         )
+
+    def demand(self, owned: Mapping[str, Owned], draining: bool) -> Demand:
+        """What the requests here count for when the fleet is scaled."""
+        if draining:
+            return Demand(0, 0.0, 0)
+        load = self.load(owned, draining)
+        usage = load.blocks_total - load.freeness * max(1, load.running + bool(load.waiting))
+        queue = sum(map(self._demand, self._seam.waiting()))
+        blocks = usage + queue - load.head_of_line_blocks
+        return Demand(load.blocks_total, blocks, load.running + load.waiting)
 
     def choose(self, owned: Mapping[str, Owned], draining: bool, room: float) -> str | None:
         """The request to hand over, if one fits into `room` blocks."""
@@ -69,6 +80,16 @@ class Survey:
         wanted = max(self._demand(self._seam.head_of_line()), growth)
         movable = list(self._movable(owned, draining))
         return choose_request(movable, room, wanted - self._seam.blocks_free)
+
+    def _classes(self, owned: Mapping[str, Owned]) -> list[str]:
+        """Of each request here, running or not."""
+        known = (owned.get(request_id) for request_id in self._seam.requests())
+        return [one.submission.priority_class for one in known if one is not None]
+
+    def _due(self, request: Request) -> int:
+        """Blocks that it needs for the tokens it has, beside those that it holds."""
+        blocks_for = self._seam.blocks_for
+        return blocks_for(request.num_tokens) - blocks_for(request.num_computed_tokens)
 
     def _demand(self, head: Request | None) -> int:
         return self._seam.blocks_for(head.num_tokens) if head is not None else 0
@@ -87,10 +108,12 @@ class Survey:
             remaining = request.max_tokens - request.num_output_tokens
             if waiting or remaining >= WORTH_MOVING_TOKENS or draining:
                 slack = 0 if waiting else SLACK_TOKENS
+                headroom = self._headroom_blocks.get(known.submission.priority_class)
                 yield Movable(
                     request_id=request.request_id,
                     priority=request.priority,
                     tokens=request.num_tokens,
                     blocks=self._seam.blocks_for(request.num_tokens + slack),
                     waiting=waiting,
+                    stays=bool(headroom) and not draining,
                 )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from load_tests import pool, report, results, simulate
+from load_tests import pool, priority_report, report, results, simulate
 from load_tests.outcome import Run
 from load_tests.scenario import Scenario, ScenarioError, load_scenario
 from load_tests.servers import PROJECT, ServerFailed, heed_signals
@@ -79,7 +79,9 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    print(report.write(options.results))
+    for table in (report.write(options.results), priority_report.write(options.results)):
+        if table:
+            print(table, end="\n\n")
 
 
 def _scenario(name: str, options: argparse.Namespace) -> Scenario:

@@ -11,6 +11,12 @@ BASELINES: Mapping[str, Mapping[str, Any]] = {
     "queue": {"dispatch": "queue", "migration": _STAY},
     # INFaaS++: dispatch by load, that of queued requests included, and nothing moves.
     "infaas": {"dispatch": "freeness", "migration": _STAY},
+    # Llumnix-base: to it, all requests are alike.
+    "llumnix_base": {
+        "dispatch": "freeness",
+        "migration": {"enabled": True},
+        "priorities": {"high": {"priority": 0, "headroom_tokens": 0}},
+    },
     "llumnix": {"dispatch": "freeness", "migration": {"enabled": True}},
 }
 

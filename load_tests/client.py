@@ -47,7 +47,8 @@ class Record:
     """What became of one request. Times are seconds of time.perf_counter.
 
     `arrivals` has one time for each event that carried tokens, or for each token where the stream
-    names them (`return_token_ids`); `error` is empty where all went well.
+    names them (`return_token_ids`); then `token_ids` has them all, each with a comma after it.
+    `error` is empty where all went well.
     """
 
     started: float
@@ -55,6 +56,7 @@ class Record:
     ended: float = 0.0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    token_ids: bytes = b""
     error: str = ""
 
     @property
@@ -79,11 +81,14 @@ class Record:
 
 
 class Events:
-    """Cuts a byte stream into SSE events: counts their tokens, keeps the last one's data."""
+    """Cuts a byte stream into SSE events: counts their tokens, keeps the ids of named ones and the
+    last event's data.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
         self.last = b""
+        self.token_ids = b""
         self.done = False
 
     def feed(self, data: bytes) -> int:
@@ -95,8 +100,18 @@ class Events:
                 self.done = True
             elif event:
                 self.last = event
-                tokens += _tokens(event)
+                tokens += self._tokens(event)
         return tokens
+
+    def _tokens(self, event: bytes) -> int:
+        named = event.rfind(TOKEN_IDS)
+        if named < 0:
+            return b'"choices":[]' not in event and b'"error"' not in event[:20]
+        ids = event[named + len(TOKEN_IDS) : event.index(b"]", named)]
+        if not ids:
+            return 0
+        self.token_ids += ids + b","
+        return ids.count(b",") + 1
 
     def usage(self) -> dict[str, int]:
         """The usage of a stream that ended. Raises ValueError with what the server said instead."""
@@ -105,14 +120,6 @@ class Events:
             raise ValueError(f"the stream ended early: {payload.get('error') or payload}")
         usage: dict[str, int] = payload["usage"]
         return usage
-
-
-def _tokens(event: bytes) -> int:
-    named = event.rfind(TOKEN_IDS)
-    if named >= 0:
-        ids = event[named + len(TOKEN_IDS) : event.index(b"]", named)]
-        return ids.count(b",") + 1 if ids else 0
-    return b'"choices":[]' not in event and b'"error"' not in event[:20]
 
 
 class Progress(Protocol):
@@ -200,3 +207,4 @@ async def _read(response: aiohttp.ClientResponse, record: Record) -> None:
     usage = events.usage()
     record.prompt_tokens = usage["prompt_tokens"]
     record.output_tokens = usage["completion_tokens"]
+    record.token_ids = events.token_ids

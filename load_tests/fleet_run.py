@@ -15,7 +15,8 @@ import yaml
 
 from deployments.policy.load import InstanceLoad
 from load_tests.client import Completion, Record, connect, open_loop
-from load_tests.outcome import Run, Sample, Served
+from load_tests.metrics import percentile
+from load_tests.outcome import REFUSED, Run, Sample, Served
 from load_tests.scenario import Scenario
 from load_tests.servers import Server, ServerFailed, fleet
 from load_tests.traces.trace import TraceRequest, prompt_ids
@@ -210,6 +211,7 @@ class Player:
             facts={
                 "worst_drift": max(drift),
                 "mean_drift": statistics.fmean(drift),
+                **_refusals(records),
             },
         )
 
@@ -236,6 +238,12 @@ def _served(
         served.preempted_after_move = told["preempted_after_move"]
         served.moves = sum(move["outcome"] == "completed" for move in told["migrations"])
     return served
+
+
+def _refusals(records: Sequence[Record]) -> dict[str, float]:
+    """How long it took to be refused."""
+    seconds = [one.ended - one.started for one in records if one.error.startswith(REFUSED)]
+    return {"refusal_p99_ms": 1e3 * percentile(seconds, 99)} if seconds else {}
 
 
 def _moves(

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from deployments.policy.load import InstanceLoad
 from migration.snapshot import MigrationRecord
 
+REFUSED = "HTTP 429"
+"""How the error begins of a request that back-pressure refused."""
+
 
 @dataclass(slots=True)
 class Served:

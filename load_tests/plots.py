@@ -32,6 +32,7 @@ class Style:
 
 STYLES = {
     "llumnix": Style("Llumnix", "#1f5fd0", "o", 2.4),
+    "llumnix_base": Style("Llumnix-base", "#7fa8e8", "P"),
     "infaas": Style("INFaaS++", "#e07b39", "s"),
     "round_robin": Style("round robin", "#8a8a8a", "^"),
     "queue": Style("shortest queue", "#4f9d69", "D"),
@@ -94,7 +95,7 @@ def policies(cells: Iterable[tuple[str, float]]) -> list[str]:
 
 def latency(cells: Cells, file: Path) -> None:
     """Latencies against the rate, a line for each policy."""
-    with _figure(file, 2, 4, (12, 5.2)) as (figure, grid):
+    with canvas(file, 2, 4, (12, 5.2)) as (figure, grid):
         for axes, (key, title) in zip(grid.flat, PANELS.items(), strict=False):
             scale = 1 if title.endswith("ms") else 1e-3
             _lines(axes, {place: scale * result[key] for place, result in cells.items()})
@@ -107,7 +108,7 @@ def latency(cells: Cells, file: Path) -> None:
 
 def preemptions(cells: Cells, file: Path) -> None:
     """How many requests were preempted, and what that cost them, a bar for each policy."""
-    with _figure(file, 1, 3, (12, 2.9)) as (figure, grid):
+    with canvas(file, 1, 3, (12, 2.9)) as (figure, grid):
         for axes, (title, of) in zip(grid.flat, LOSSES.items(), strict=True):
             _bars(axes, {place: of(result) for place, result in cells.items()})
             axes.set_title(title)
@@ -120,7 +121,7 @@ def memory(results: Sequence[Result], file: Path) -> None:
     """The memory of each instance over time with the moves between them, results side by side."""
     window = _window(results)
     lanes = max(len(result["timeline"]["used"]) for result in results)
-    with _figure(file, 1, len(results), (12, 1.3 + 0.36 * lanes)) as (figure, grid):
+    with canvas(file, 1, len(results), (12, 1.3 + 0.36 * lanes)) as (figure, grid):
         for axes, result in zip(grid.flat, results, strict=True):
             _lanes(axes, result["timeline"])
             _moves(axes, result, window)
@@ -134,7 +135,7 @@ def memory(results: Sequence[Result], file: Path) -> None:
 
 def fragmentation(results: Sequence[Result], file: Path) -> None:
     """Over time, all results in one panel."""
-    with _figure(file, 1, 1, (12, 2.6)) as (_, grid):
+    with canvas(file, 1, 1, (12, 2.6)) as (_, grid):
         axes = grid[0, 0]
         for result in results:
             look, timeline = style(result["policy"]), result["timeline"]
@@ -150,9 +151,10 @@ def fragmentation(results: Sequence[Result], file: Path) -> None:
 
 
 @contextmanager
-def _figure(
+def canvas(
     file: Path, rows: int, columns: int, size: tuple[float, float]
 ) -> Iterator[tuple[Figure, Any]]:
+    """Axes to draw on, which become a file in the end. `size` is in inches."""
     with pyplot.rc_context(RC):
         figure, grid = pyplot.subplots(
             rows, columns, figsize=size, squeeze=False, layout="constrained"

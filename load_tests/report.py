@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from load_tests import plots
+from load_tests.outcome import REFUSED
 from load_tests.results import Cells, Result, load_all
 
 LLUMNIX, RIVAL = "llumnix", "infaas"
@@ -31,6 +32,10 @@ def _attempts(outcome: str) -> Column:
 
 def _fact(name: str) -> Column:
     return lambda result: number(result["facts"][name]) if name in result["facts"] else ""
+
+
+def _refused(result: Result) -> str:
+    return f"{sum(error.startswith(REFUSED) for error in result['errors']):,}"
 
 
 LATENCIES: dict[str, Column] = {
@@ -217,7 +222,7 @@ def _section(cells: Cells, folder: Path, backend: str) -> list[str]:
     moving = {place: r for place, r in cells.items() if r["migrations"]["by_reason"]}
     parts = [
         [_setting(cells), f"![Latency]({backend}-latency.svg)"],
-        [run_table(cells, LATENCIES | {"failed": _count("failed")})],
+        [run_table(cells, LATENCIES | {"failed": _count("failed"), "refused": _refused})],
         ["### Baselines over Llumnix", RATIO_NOTE, ratio_table(cells)],
         ["### Memory", MEMORY_NOTE, run_table(cells, MEMORY)],
         [f"![Preemptions]({backend}-preemptions.svg)", *_at_knee(cells, folder, backend)],

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from deployments.policy.load import InstanceLoad
+from deployments.policy.load import InstanceLoad, InstanceState
 from load_tests.metrics import percentile
 from load_tests.outcome import Run, Sample, Served
 from migration.snapshot import MigrationRecord
@@ -72,6 +72,7 @@ def to_json(run: Run) -> Result:
         "scenario": run.scenario,
         "policy": run.policy,
         "instances": run.instances,
+        **_instances(run.samples, run.duration),
         **spread("queue", [served.queue_s for served in good]),
         **_preemptions(run.served, good),
         **_migrations(run),
@@ -206,12 +207,23 @@ def _priorities(good: Sequence[Served]) -> dict[str, Result]:
     return {name: {"completed": len(of), **_latencies(of)} for name, of in classes.items()}
 
 
+def _instances(samples: Sequence[Sample], duration: float) -> Result:
+    """Those that are there are paid for, whether they are starting, running or draining."""
+    mean = _mean_over_time(samples, duration, lambda sample: len(sample.loads))
+    return {"mean_instances": mean, "instance_seconds": mean * duration}
+
+
 def _mean_fragmentation(samples: Sequence[Sample], duration: float) -> float:
+    return _mean_over_time(samples, duration, lambda sample: fragmentation(sample.loads))
+
+
+def _mean_over_time(
+    samples: Sequence[Sample], duration: float, of: Callable[[Sample], float]
+) -> float:
     """Each sample counts until the next one, the last one until the end of the run."""
     times = [*(sample.at for sample in samples), duration]
     held = [max(0.0, end - at) for at, end in pairwise(times)]
-    values = [fragmentation(sample.loads) for sample in samples]
-    return statistics.fmean(values, held) if sum(held) else 0.0
+    return statistics.fmean(map(of, samples), held) if sum(held) else 0.0
 
 
 def _timeline(samples: Sequence[Sample]) -> Result:
@@ -229,4 +241,8 @@ def _timeline(samples: Sequence[Sample]) -> Result:
         "waiting": series(lambda load: load.waiting),
         "running": series(lambda load: load.running),
         "fragmentation": [round(fragmentation(sample.loads), 4) for sample in kept],
+        "instances": {
+            state: [sum(load.state == state for load in sample.loads) for sample in kept]
+            for state in get_args(InstanceState)
+        },
     }

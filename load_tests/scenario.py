@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.config import NonEmpty, Section
+from app.config import NonEmpty, Section, default_priorities
 from app.validation import hint, problem
 from load_tests.baselines import BASELINES, merge
 from load_tests.traces.files import TIMED, Format, load_trace
@@ -41,10 +41,14 @@ SCENARIOS = Path(__file__).parent / "scenarios"
 # What `args` may not set, and the scenario's key that does.
 SET_ELSEWHERE = {
     ("replicas",): "instances",
+    ("autoscaling", "max"): "instances",
     ("engine", "emulated", "profile"): "profile",
     ("dispatch",): "policies",
     ("migration", "enabled"): "policies",
 }
+
+# The paper's clients wait, however long the queue.
+UNBOUNDED = {"max_queued_tokens": None, "max_queue_s": None}
 
 
 class ScenarioError(ValueError):
@@ -119,7 +123,9 @@ class Scenario(Section):
     rates: list[Annotated[float, Field(gt=0)]] = Field(
         min_length=1, description="requests/s over all instances"
     )
-    instances: int = Field(default=16, ge=1, description="replicas of the fleet")
+    instances: int = Field(
+        default=16, ge=1, description="replicas of the fleet; the most of them, if `args` scale it"
+    )
     profile: NonEmpty = Field(
         default="a10-llama-7b", description="what the emulated engines are, in load_tests/profiles"
     )
@@ -161,9 +167,17 @@ class Scenario(Section):
                 "engine_kwargs": {"enable_prefix_caching": False, "watermark": 0.01},
             },
             "engine": {"emulated": {"profile": self.profile}},
-            "replicas": self.instances,
+            "priorities": {
+                name: {**one.model_dump(exclude_defaults=True), **UNBOUNDED}
+                for name, one in default_priorities().items()
+            },
+            **self._instances(),
         }
-        return merge(merge(ours, BASELINES[policy]), self.args)
+        return merge(merge(ours, self.args), BASELINES[policy])
+
+    def _instances(self) -> dict[str, Any]:
+        scaled = "autoscaling" in self.args
+        return {"autoscaling": {"max": self.instances}} if scaled else {"replicas": self.instances}
 
     def changed(self, **changes: Any) -> "Scenario":
         """The same scenario, with other values for some keys. Raises ScenarioError."""

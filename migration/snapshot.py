@@ -11,7 +11,8 @@ class Submission:
 
     `request` is vLLM's EngineCoreRequest in vLLM's own msgpack, so that every instance decodes the
     very same request. `request_id` names it inside the engines, `public_id` outside (X-Request-Id).
-    `ingress` is the ZMQ address that its tokens go to.
+    `ingress` is the ZMQ address that its tokens go to. `fingerprint`: of the model and the engine
+    configuration that it was prepared for, and that alone may run it.
     """
 
     request_id: str
@@ -20,6 +21,7 @@ class Submission:
     prompt_tokens: int
     priority_class: str
     ingress: str
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

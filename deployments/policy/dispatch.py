@@ -14,9 +14,14 @@ so far) -> the chosen one."""
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A request that was dispatched to an instance and is not in its reports yet."""
+    """A request that was dispatched to an instance and is not in its reports yet.
+
+    `headroom_blocks`: those of its class.
+    """
 
     blocks: int
+    priority_class: str = "normal"
+    headroom_blocks: int = 0
 
 
 def with_pending(load: InstanceLoad, pending: Sequence[Pending]) -> InstanceLoad:
@@ -27,9 +32,11 @@ def with_pending(load: InstanceLoad, pending: Sequence[Pending]) -> InstanceLoad
     """
     if not pending:
         return load
+    headroom = {p.priority_class: p.headroom_blocks for p in pending if p.headroom_blocks}
+    headroom |= load.headroom_blocks
     free = load.blocks_total - load.blocks_used
     used, running, waiting = load.blocks_used, load.running, load.waiting
-    head = load.head_of_line_blocks
+    head, due = load.head_of_line_blocks, load.due_blocks
     for request in pending:
         if waiting == 0 and request.blocks <= free:
             free -= request.blocks
@@ -38,22 +45,37 @@ def with_pending(load: InstanceLoad, pending: Sequence[Pending]) -> InstanceLoad
         else:
             waiting += 1
             head = head or request.blocks
-    # Headroom and a full batch are in the reported freeness only: keep that difference.
+            due += request.blocks
+    # A full batch is in the reported freeness only: keep that difference.
     reported = load.blocks_total - load.freeness * max(1, load.running + bool(load.waiting))
-    extra = reported - load.blocks_used - load.head_of_line_blocks
+    extra = reported - load.blocks_used - load.head_of_line_blocks - load.headroom
+    usage = used + head + sum(headroom.values()) + extra
     return replace(
         load,
         blocks_used=used,
         running=running,
         waiting=waiting,
         head_of_line_blocks=head,
-        freeness=freeness(load.blocks_total, used + head + extra, running, waiting),
+        due_blocks=due,
+        headroom_blocks=headroom,
+        staying=load.staying + sum(p.headroom_blocks > 0 for p in pending),
+        freeness=freeness(load.blocks_total, usage, running, waiting),
     )
 
 
 def by_freeness(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) -> InstanceLoad:
     """The freest instance (paper §4.4.1); ties go to the shorter queue, then by turn."""
     return max(_turned(loads, turn), key=lambda load: (load.freeness, -load.waiting))
+
+
+def by_room(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) -> InstanceLoad:
+    """The instance with the most blocks that its requests neither hold nor are about to take.
+
+    For classes with headroom. Freeness would send them where few requests run, however large, and
+    not where headroom is kept for them; but how fast they are depends on what the whole batch holds
+    and on the prompts before theirs, and all of that is least where others of their class are.
+    """
+    return max(_turned(loads, turn), key=_room)
 
 
 def by_queue(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) -> InstanceLoad:
@@ -81,11 +103,23 @@ POLICIES: dict[str, DispatchPolicy] = {
 
 
 def choose(
-    policy: str, loads: Sequence[InstanceLoad], rng: random.Random, turn: int
+    policy: str,
+    loads: Sequence[InstanceLoad],
+    rng: random.Random,
+    turn: int,
+    keeps_headroom: bool = False,
 ) -> InstanceLoad | None:
-    """Apply `policy` to the instances that take new requests; None where there is none."""
+    """Apply `policy` to the instances that take new requests; None where there is none.
+
+    `keeps_headroom`: the request is of a class with headroom, to which `freeness` gives room.
+    """
     candidates = [load for load in loads if load.state == "running"]
-    return POLICIES[policy](candidates, rng, turn) if candidates else None
+    rule = by_room if policy == "freeness" and keeps_headroom else POLICIES[policy]
+    return rule(candidates, rng, turn) if candidates else None
+
+
+def _room(load: InstanceLoad) -> int:
+    return load.blocks_total - load.blocks_used - load.due_blocks
 
 
 def _turned(loads: Sequence[InstanceLoad], turn: int) -> Iterator[InstanceLoad]:

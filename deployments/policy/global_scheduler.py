@@ -77,7 +77,7 @@ class GlobalScheduler:
         self._instances: dict[str, _Instance] = {}
         self._migrations: dict[str, dict[str, int]] = {}
         self._turn = 0
-        self._pairs: dict[str, Target] = {}
+        self._pairs: dict[str, tuple[Target, ...]] = {}
         self._paired_at = float("-inf")
         self._swept_at = float("-inf")
 
@@ -87,6 +87,8 @@ class GlobalScheduler:
         known = self._instances.get(load.replica_id)
         if load.state == "starting" and known is not None:
             return Orders()  # its first word came late
+        if known is not None and load.state != known.reported_load.state:
+            self._paired_at = float("-inf")  # one that drains is in a hurry
         if known is None:
             self._add(_Instance(load, now))
         else:
@@ -101,12 +103,15 @@ class GlobalScheduler:
         return Decision(tuple(chosen), tuple(self._expected()))
 
     def _choose(self, ask: Ask, now: float) -> str | None:
-        best = dispatch.choose(self._policy, self._expected(), self._rng, self._turn)
+        alike = [load for load in self._expected() if load.fingerprint == ask.fingerprint]
+        headroom = ask.headroom_tokens
+        best = dispatch.choose(self._policy, alike, self._rng, self._turn, headroom > 0)
         self._turn += 1
         if best is None:
             return None
-        blocks = -(-ask.prompt_tokens // best.block_size)
-        self._instances[best.replica_id].dispatched(ask.request_id, Pending(blocks), now)
+        blocks, headroom_blocks = (-(-n // best.block_size) for n in (ask.prompt_tokens, headroom))
+        pending = Pending(blocks, ask.priority_class, headroom_blocks)
+        self._instances[best.replica_id].dispatched(ask.request_id, pending, now)
         return best.replica_id
 
     def view(self, now: float) -> FleetView:
@@ -134,8 +139,7 @@ class GlobalScheduler:
             self._sweep(now)
             self._pairs = pair(self._expected(), self._rule)
             self._paired_at = now
-        target = self._pairs.get(replica_id)
-        return Orders(target.replica_id, target.room) if target else Orders()
+        return Orders(self._pairs.get(replica_id, ()))
 
     def _sweep(self, now: float) -> None:
         if now - self._swept_at < SWEEP_INTERVAL_S:

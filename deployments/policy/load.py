@@ -1,9 +1,8 @@
 """Virtual usage and freeness of an instance (Llumnix, OSDI'24, Algorithm 1)."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 InstanceState = Literal["starting", "running", "draining"]
@@ -16,6 +15,9 @@ class InstanceLoad:
     Blocks are KV blocks. `freeness` counts decode steps that the present batch can still make
     before memory runs out; it may be negative, and is -inf for a draining instance.
     `head_of_line_since`: when that request arrived at its ingress, in Unix seconds.
+    `due_blocks`: what its requests, those that wait included, still need for the tokens they have.
+    `headroom_blocks`: what is kept free for each class of its requests that wants headroom;
+    `staying`: how many requests of such classes there are.
     `emulation_drift`: share by which an emulated engine is slower than its profile.
     `fingerprint`: of its model and of how it runs; requests move among equal ones only.
     """
@@ -34,6 +36,23 @@ class InstanceLoad:
     migrating_out: int = 0
     emulation_drift: float = 0.0
     fingerprint: str = ""
+    due_blocks: int = 0
+    headroom_blocks: Mapping[str, int] = field(default_factory=dict)
+    staying: int = 0
+
+    @property
+    def headroom(self) -> int:
+        """Blocks kept free for all classes together."""
+        return sum(self.headroom_blocks.values())
+
+
+def headroom_of(classes: Iterable[str], headroom_blocks: Mapping[str, int]) -> dict[str, int]:
+    """What is kept free for each class of an instance's requests that wants headroom.
+
+    The paper's requests share their class's headroom, h / n each, which sums to the whole of it
+    however many there are. Beyond the paper, those that wait count: room is made before they run.
+    """
+    return {name: headroom_blocks[name] for name in set(classes) if headroom_blocks.get(name)}
 
 
 def virtual_usage(
@@ -41,24 +60,22 @@ def virtual_usage(
     blocks_free: int,
     head_of_line_blocks: int,
     batch_is_full: bool,
-    running_classes: Iterable[str],
-    headroom_blocks: Mapping[str, int],
+    headroom_blocks: int,
     draining: bool,
 ) -> float:
     """Sum of the virtual usages of an instance's requests, in blocks.
 
-    A running request counts what it holds plus its share of its class's headroom, which sums to the
-    whole headroom of every class present; the request at the head of the queue counts its demand,
-    the rest of the queue nothing; a draining instance carries the paper's infinite fake request.
+    A running request counts what it holds plus its share of its class's headroom: `headroom_blocks`
+    is the sum of these (`headroom_of`). The request at the head of the queue counts its demand, the
+    rest of the queue nothing; a draining instance carries the paper's infinite fake request.
 
     Beyond the paper, whose engine knew no limit but memory: a head of line that waits for a place
     in a full batch cannot use the free blocks, so they are no more free than used ones.
     """
     if draining:
         return math.inf
-    headroom = sum(headroom_blocks.get(name, 0) for name in Counter(running_classes))
     unreachable = blocks_free if batch_is_full and head_of_line_blocks else 0
-    return blocks_used + headroom + head_of_line_blocks + unreachable
+    return blocks_used + headroom_blocks + head_of_line_blocks + unreachable
 
 
 def freeness(blocks_total: int, usage: float, running: int, waiting: int) -> float:

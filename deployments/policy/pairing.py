@@ -1,7 +1,9 @@
 """Pairing of migration sources with destinations (Llumnix, OSDI'24, §4.4.2)."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from deployments.policy.load import InstanceLoad
 
@@ -12,11 +14,13 @@ class PairingRule:
 
     `min_gain`: a destination ends up freer than its source was, by at least this much. So the least
     freeness of the two rises with each move, and no move is ever worth taking back.
+    `at_once`: most destinations that a draining instance has at the same time.
     """
 
     out_threshold: float
     in_threshold: float
     min_gain: float
+    at_once: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +31,21 @@ class Target:
     room: float
 
 
-def pair(loads: Sequence[InstanceLoad], rule: PairingRule) -> dict[str, Target]:
-    """Source id -> target: the least free with the freest, the next with the next.
+Pair = tuple[str, tuple[Target, ...]]
 
-    Every instance is in one pair at most. The global scheduler never names requests: a source's
-    llumlet chooses them, and goes on until a later pass no longer pairs it. Requests stay among
-    instances that run the same model in the same way.
+
+def pair(loads: Sequence[InstanceLoad], rule: PairingRule) -> dict[str, tuple[Target, ...]]:
+    """Source id -> targets: the least free with the freest, the next with the next.
+
+    Every instance is in one pair at most, but draining ones have several targets, and share them.
+    The global scheduler never names requests: a source's llumlet chooses them, and goes on until a
+    later pass no longer pairs it. Requests stay among instances that run the same model in the same
+    way.
     """
-    pairs: dict[str, Target] = {}
+    pairs: dict[str, tuple[Target, ...]] = {}
     for alike in _alike(loads):
         for step in (_evacuate, _balance, _squeeze):
-            taken = {*pairs, *(target.replica_id for target in pairs.values())}
+            taken = {*pairs, *(target.replica_id for to in pairs.values() for target in to)}
             rest = [load for load in alike if load.replica_id not in taken]
             pairs |= dict(step(rest, rule))
     return pairs
@@ -50,32 +58,36 @@ def _alike(loads: Sequence[InstanceLoad]) -> Iterable[list[InstanceLoad]]:
     return groups.values()
 
 
-def _evacuate(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[tuple[str, Target]]:
+def _evacuate(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]:
     """Draining instances empty themselves, however crowded the others are already.
 
     All that is kept free at a destination is one step for each request: nobody is preempted for it.
     """
     leaving = sorted((x for x in loads if _is_draining(x) and _has_work(x)), key=_by(_used))
     takers = sorted((x for x in loads if x.state == "running"), key=_by(lambda x: -x.freeness))
-    rooms = [(x, _unclaimed(x) - (x.running + 1)) for x in takers]
-    for source, (taker, room) in zip(leaving, ((x, r) for x, r in rooms if r > 0), strict=False):
-        yield source.replica_id, Target(taker.replica_id, room)
+    rooms = (Target(x.replica_id, _unclaimed(x) - (x.running + 1)) for x in takers)
+    targets = deque(target for target in rooms if target.room > 0)
+    if not targets:
+        return
+    for source in leaving:
+        yield source.replica_id, tuple(islice(targets, rule.at_once))
+        targets.rotate(-1)  # the next one begins with another
 
 
-def _balance(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[tuple[str, Target]]:
+def _balance(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]:
     """The paper's: every source gains freeness."""
     by_freeness = sorted(
         (x for x in loads if x.state == "running"), key=_by(lambda load: load.freeness)
     )
-    sources = [x for x in by_freeness if x.freeness < rule.out_threshold and _has_work(x)]
+    sources = [x for x in by_freeness if x.freeness < rule.out_threshold and _may_give(x)]
     takers = [x for x in reversed(by_freeness) if x.freeness > rule.in_threshold and _fits(x)]
     for source, taker in zip(sources, takers, strict=False):
         if taker.freeness - source.freeness <= rule.min_gain:
             return
-        yield source.replica_id, Target(taker.replica_id, _room(taker, source, rule))
+        yield source.replica_id, (Target(taker.replica_id, _room(taker, source, rule)),)
 
 
-def _squeeze(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[tuple[str, Target]]:
+def _squeeze(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]:
     """Beyond the paper, whose moves end when no instance is over the threshold.
 
     Then most have a head of line that their free blocks are too few for, and all of these lie idle:
@@ -96,7 +108,7 @@ def _squeeze(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[tuple
         if source is taker or source.replica_id in taken:
             return
         taken.add(taker.replica_id)
-        yield source.replica_id, Target(taker.replica_id, _spare(taker, rule))
+        yield source.replica_id, (Target(taker.replica_id, _spare(taker, rule)),)
 
 
 def _is_starving(load: InstanceLoad) -> bool:
@@ -110,13 +122,13 @@ def _by(key: Callable[[InstanceLoad], float]) -> Callable[[InstanceLoad], tuple[
 
 def _spare(load: InstanceLoad, rule: PairingRule) -> float:
     """Free blocks of an instance that its head of line does not fit into."""
-    return _free(load) - rule.in_threshold * (load.running + 1)
+    return _free(load) - load.headroom - rule.in_threshold * (load.running + 1)
 
 
 def _room(taker: InstanceLoad, source: InstanceLoad, rule: PairingRule) -> float:
     """Blocks that may go there in one request: it must stay freer than the source was before."""
     freeness = max(rule.in_threshold, source.freeness + rule.min_gain)
-    return _unclaimed(taker) - freeness * (taker.running + 1)
+    return _unclaimed(taker) - taker.headroom - freeness * (taker.running + 1)
 
 
 def _unclaimed(load: InstanceLoad) -> int:
@@ -148,3 +160,10 @@ def _is_draining(load: InstanceLoad) -> bool:
 
 def _has_work(load: InstanceLoad) -> bool:
     return load.running + load.waiting > 0
+
+
+def _may_give(load: InstanceLoad) -> bool:
+    """Whether a request may leave it (`choose_request`), or it would occupy a destination."""
+    if load.running + load.waiting > load.staying:
+        return True
+    return _has_work(load) and (_is_starving(load) or not _fits(load))

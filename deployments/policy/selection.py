@@ -9,6 +9,7 @@ class Movable:
     """A request that could migrate now. `priority`: vLLM's, lower is more urgent.
 
     `blocks`: KV blocks that it would take at the destination; `waiting`: it holds none here.
+    `stays`: it leaves only where blocks are lacking.
     """
 
     request_id: str
@@ -16,6 +17,7 @@ class Movable:
     tokens: int
     blocks: int
     waiting: bool
+    stays: bool = False
 
 
 def choose_request(movable: Sequence[Movable], room: float, deficit: int) -> str | None:
@@ -28,8 +30,11 @@ def choose_request(movable: Sequence[Movable], room: float, deficit: int) -> str
     Beyond the paper: only what fits into the destination's `room`, in blocks, is chosen; and where
     `deficit` blocks are lacking here, for the head of line or for those that run to go on, the
     shortest that leaves as many goes, or else the largest: short ones would have to be many.
+    Where none are lacking, those with headroom stay: others make way for them here, and would have
+    to anew wherever they went.
     """
-    fitting = [request for request in movable if request.blocks <= room]
+    leaving = [request for request in movable if deficit > 0 or not request.stays]
+    fitting = [request for request in leaving if request.blocks <= room]
     if not fitting:
         return None
     least = max(request.priority for request in fitting)

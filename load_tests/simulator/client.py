@@ -3,15 +3,17 @@
 import asyncio
 import time
 
+import msgspec
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackEncoder
 
+from app.admission import Admission
 from app.config import PriorityClass
 from app.journal import Entry
 from deployments.messages import Ask
 from deployments.policy.global_scheduler import GlobalScheduler
-from load_tests.outcome import Move, Served
+from load_tests.outcome import REFUSED, Served
 from load_tests.simulator.network import Network
 from load_tests.traces.trace import TraceRequest, prompt_ids
 from migration.ownership import Outcome
@@ -31,13 +33,14 @@ class VirtualClient:
         self._scheduler = scheduler
         self._network = network
         self._priorities = priorities
+        self._admission = Admission(priorities)
         self._seed = seed
         self._encoder = MsgpackEncoder()
         self._live: dict[str, tuple[Entry, Served]] = {}
         self.start = 0.0
         """Virtual time at which the trace begins."""
         self.served: list[Served] = []
-        self.moves: list[Move] = []
+        self.moves: list[MigrationRecord] = []
         self.decision_s: list[float] = []
         """Real seconds of each dispatch decision."""
 
@@ -55,9 +58,15 @@ class VirtualClient:
             request.priority,
         )
         self.served.append(served)
+        arrival = (request.priority, request.input_tokens, self.now())
+        if full := self._admission.check(*arrival):
+            served.error = f"{REFUSED}: {full.detail}"
+            return
+        self._admission.arrived(served.request_id, *arrival)
         entry = Entry(self._submission(index, request))
         self._live[served.request_id] = (entry, served)
         outcome = await self._follow(entry)
+        self._admission.left(served.request_id)
         if outcome.kind != "finished" or len(served.tokens) != request.output_tokens:
             served.error = f"{outcome.kind} after {len(served.tokens)} tokens"
         stalls = entry.stalls
@@ -74,23 +83,14 @@ class VirtualClient:
         now = self.now() + self._network.delays.deliver
         for ready in entry.accept(first, output):
             served.tokens.extend([now] * len(ready.new_token_ids))
+        if served.tokens:
+            self._admission.left(output.request_id)
 
     def on_record(self, submission: Submission, record: MigrationRecord) -> None:
         """An attempt to move a request ended."""
         if record.outcome == "completed" and (known := self._live.get(submission.request_id)):
             known[1].moves += 1
-        self.moves.append(
-            Move(
-                at=self.now(),
-                request_id=record.request_id,
-                source=record.source,
-                destination=record.destination,
-                reason=record.reason,
-                outcome=record.outcome,
-                blocks=record.blocks,
-                downtime_ms=record.downtime_ms,
-            )
-        )
+        self.moves.append(msgspec.structs.replace(record, at=self.now()))
 
     async def _follow(self, entry: Entry) -> Outcome:
         """As `FleetClient` does: a call held open at whoever owns the request."""
@@ -108,7 +108,13 @@ class VirtualClient:
         return outcome
 
     def _choose(self, submission: Submission) -> str:
-        ask = Ask(submission.request_id, submission.prompt_tokens)
+        priority_class = submission.priority_class
+        ask = Ask(
+            submission.request_id,
+            submission.prompt_tokens,
+            priority_class=priority_class,
+            headroom_tokens=self._priorities[priority_class].headroom_tokens,
+        )
         began = time.perf_counter()
         decision = self._scheduler.choose([ask], time.monotonic())
         self.decision_s.append(time.perf_counter() - began)

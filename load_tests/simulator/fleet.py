@@ -10,16 +10,18 @@ from typing import Any
 from unittest.mock import patch
 
 from app.config import FleetConfig
-from app.main import pairing_rule
+from app.main import pairing_rule, scaling_rule
 from deployments.emulated.profile import load_profile
 from deployments.messages import Orders, Report
 from deployments.policy.global_scheduler import GlobalScheduler
-from load_tests.outcome import Move, Sample, Served
+from load_tests.outcome import Sample, Served
 from load_tests.simulator import virtual_time
 from load_tests.simulator.client import VirtualClient
+from load_tests.simulator.controller import Controller
 from load_tests.simulator.instance import VirtualInstance
 from load_tests.simulator.network import Delays, Network
 from load_tests.traces.trace import TraceRequest
+from migration.snapshot import MigrationRecord
 
 SAMPLE_S = 0.5
 """Between two looks at all loads."""
@@ -41,6 +43,9 @@ class Simulation:
             config.dispatch, pairing_rule(config), random.Random(seed)
         )
         self._client = VirtualClient(self._scheduler, self._network, config.priorities, seed)
+        self._controller = Controller(
+            self._make, self._scheduler, scaling_rule(config), self._network.delays.load
+        )
         self.samples: list[Sample] = []
         self.report_s = array("d")
         """Real seconds that the scheduler took for each report, pairing included."""
@@ -53,7 +58,7 @@ class Simulation:
         return self._client.served
 
     @property
-    def moves(self) -> list[Move]:
+    def moves(self) -> list[MigrationRecord]:
         """All attempts to move one."""
         return self._client.moves
 
@@ -82,25 +87,35 @@ class Simulation:
         self._main = asyncio.current_task()
         # Everything here, vLLM's events included, tells the time by it.
         with patch("time.monotonic", loop.time):
-            for number in range(self._config.replicas):
-                self._start(f"i{number:04}")
+            self._controller.begin(self._config.first_replicas)
             gc.collect()
             gc.freeze()  # the engines stay: no need to look through them again and again
             await asyncio.sleep(WARM_UP_S)
             self._client.start = loop.time()
-            sampling = loop.create_task(self._sample())
+            background = [loop.create_task(c) for c in (self._sample(), self._controller.run())]
+            for task in background:
+                task.add_done_callback(self._ended)
             await self._play(trace, progress)
-            sampling.cancel()
+            for task in background:
+                task.cancel()
             return self._client.now()
 
     def _give_up(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A step raised: without its engine the run would never end."""
-        if "handle" in context and self._error is None and self._main is not None:
-            self._error = context.get("exception")
+        if "handle" in context:
+            self._fail(context.get("exception"))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception():
+            self._fail(task.exception())
+
+    def _fail(self, error: BaseException | None) -> None:
+        if self._error is None and self._main is not None:
+            self._error = error
             self._main.cancel()
 
-    def _start(self, replica_id: str) -> None:
-        VirtualInstance(
+    def _make(self, replica_id: str) -> VirtualInstance:
+        return VirtualInstance(
             replica_id,
             self._config,
             self._network,
@@ -127,5 +142,6 @@ class Simulation:
     async def _sample(self) -> None:
         while True:
             loads = self._scheduler.view(time.monotonic()).loads
-            self.samples.append(Sample(self._client.now(), loads))
+            there = tuple(x for x in loads if x.replica_id in self._controller.instances)
+            self.samples.append(Sample(self._client.now(), there))
             await asyncio.sleep(SAMPLE_S)

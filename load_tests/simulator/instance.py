@@ -12,6 +12,7 @@ from deployments.engine_loop import EngineLoop
 from deployments.llumlet import Llumlet
 from deployments.messages import Orders, Report
 from deployments.reporter import Reporter
+from load_tests.simulator import virtual_time
 from load_tests.simulator.network import Network, VirtualLinks
 from load_tests.simulator.steps import VirtualSteps
 from migration.destination import Limits, MigrateIn
@@ -51,9 +52,10 @@ class VirtualInstance:
         links = cast(Links, VirtualLinks(replica_id, network, worker.model_runner.kv_caches[0]))
         self.llumlet = Llumlet(
             replica_id,
+            "",  # all run the same model
             steps,
             self.seam,
-            {name: c.headroom_tokens for name, c in config.priorities.items()},
+            config.headroom_tokens,
             settings.max_concurrent,
             orphan_s(settings.timeout_s),
             on_record,
@@ -69,13 +71,28 @@ class VirtualInstance:
             settings.max_stages,
             clock,
         )
-        limits = Limits(settings.max_concurrent, settings.timeout_s, settings.in_threshold)
+        limits = Limits(settings.max_concurrent, settings.timeout_s)
         own, disown = self.llumlet.own, self.llumlet.disown
         incoming = MigrateIn(steps, self.seam, links, limits, own, disown, clock)
         self.llumlet.connect(out, incoming)
+        self._network = network
         network.llumlets[replica_id] = self.llumlet
         self._reporter = Reporter(self.llumlet, report, lambda _: None, settings.enabled)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        here = virtual_time.HERE.set(self._tasks)
         self._reporter.start()
+        virtual_time.HERE.reset(here)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it owns nothing, and nothing is on its way here."""
+        return not self.llumlet.owned and not len(self.llumlet.incoming)
+
+    def stop(self) -> None:
+        """Leave the fleet."""
+        del self._network.llumlets[self.replica_id]
+        for task in self._tasks:
+            task.cancel()
 
     def client_index(self, address: str) -> int:
         """There is one client."""

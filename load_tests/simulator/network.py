@@ -21,12 +21,14 @@ class Delays:
     """Seconds that things take between processes, about as on two cores that are not busy.
 
     `submit`: from the client until the engine has the request. `deliver`: from the end of a step
-    until the client has the token. `call`: there and back, between two deployments.
+    until the client has the token. `call`: there and back, between two deployments. `load`: from
+    Serve's decision to start an instance until it takes requests.
     """
 
     submit: float = 0.025
     deliver: float = 0.003
     call: float = 0.003
+    load: float = 30.0
 
 
 @dataclass(slots=True)

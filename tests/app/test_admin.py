@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,8 @@ LOADS = (
         freeness=3.3,
         migrating_in=1,
         emulation_drift=0.0123456789,
+        due_blocks=15,
+        headroom_blocks={"high": 100},
     ),
     InstanceLoad("b", "draining", blocks_total=100, freeness=float("-inf")),
     InstanceLoad("c", "running", blocks_total=100, blocks_used=10, running=1, freeness=90.0),
@@ -40,6 +43,7 @@ class World:
     def __init__(self, api_key=None):
         self.calls = []
         self.scheduler_answers = True
+        self.undrain = None
         self.migrate = lambda destination: record(destination=destination)
         self.journal = Journal()
         self.entry = Entry(
@@ -53,7 +57,7 @@ class World:
                     self.note("migrate", at, rid),
                     self.migrate(to),
                 )[1],
-                "set_draining": lambda at, on: self.note("draining", at, on),
+                "set_draining": lambda at, on: self.note("draining", at, on) or self.undrain,
                 "load": lambda at: next(load for load in LOADS if load.replica_id == at),
             }
         )
@@ -103,11 +107,14 @@ def test_the_overview_shows_what_an_instance_tells_about_itself(world):
         "blocks_total": 100,
         "blocks_used": 90,
         "head_of_line_blocks": 12,
+        "due_blocks": 15,
+        "headroom_blocks": {"high": 100},
         "running": 3,
         "waiting": 2,
         "migrating_in": 1,
         "migrating_out": 0,
         "emulation_drift": 0.012346,
+        "fingerprint": "",
     }
 
 
@@ -202,6 +209,20 @@ def test_drain_and_undrain_tell_the_replica(world):
     assert world.http.post("/fleet/drain", json={"replica_id": "z"}).status_code == 404
 
     assert world.calls == [("draining", "c", True), ("draining", "c", False)]
+
+
+def test_a_replica_that_serve_stops_is_not_taken_back(world):
+    world.undrain = CannotMove("Serve stops c")
+
+    answer = world.http.post("/fleet/undrain", json={"replica_id": "c"})
+
+    assert (answer.status_code, answer.json()["detail"]) == (409, "Serve stops c")
+
+
+def test_a_request_is_moved_by_hand_to_an_instance_that_runs_its_model(world):
+    world.entry.submission = replace(world.entry.submission, fingerprint="13b")
+
+    assert world.move().json()["detail"] == "no other replica takes requests"
 
 
 def test_a_key_is_asked_for_where_one_is_set():

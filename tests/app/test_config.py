@@ -54,7 +54,10 @@ def test_every_key_can_be_set():
                 "max_stages": 3,
                 "timeout_s": 2,
             },
-            "priorities": {"normal": {"priority": 1, "headroom_tokens": 2}},
+            "priorities": {
+                "normal": {"priority": 1, "headroom_tokens": 2},
+                "high": {"api_keys": ["sk-1"], "max_queued_tokens": 100, "max_queue_s": 2},
+            },
             "admin": {"enabled": False, "api_key": "secret"},
         }
     )
@@ -62,7 +65,18 @@ def test_every_key_can_be_set():
     assert config.engine.emulated.profile == "a10-llama-7b"
     assert config.migration.in_threshold == 4.5
     assert config.priorities["normal"].headroom_tokens == 2
+    assert config.priorities["high"].api_keys == ["sk-1"]
+    assert config.priorities["high"].max_queued_tokens == 100
+    assert config.priorities["high"].max_queue_s == 2.0
     assert config.admin.api_key == "secret"
+
+
+def test_queues_are_bounded_unless_the_user_says_otherwise():
+    assert load(args()).priorities["high"].max_queued_tokens == 2_000_000
+    assert load(args()).priorities["normal"].max_queue_s == 60
+    unbounded = {"normal": {"max_queued_tokens": None, "max_queue_s": None}}
+    normal = load(args(priorities=unbounded)).priorities["normal"]
+    assert (normal.max_queued_tokens, normal.max_queue_s) == (None, None)
 
 
 def test_a_profile_file_is_found_from_any_folder(tmp_path, monkeypatch):
@@ -158,7 +172,22 @@ def test_a_loaded_configuration_does_not_change():
             args(priorities={"high": {}}),
             "priorities: the class 'normal' is missing: requests that name no class get it",
         ),
-        (args(admin={"api_key": 7}), "admin.api_key: must be a valid string, not 7"),
+        (
+            args(priorities={"normal": {"api_keys": ["k"]}}),
+            "priorities: the class 'normal' can have no api_keys: it is open to everybody",
+        ),
+        (
+            args(priorities={"normal": {"max_queued_tokens": 0}}),
+            "priorities.normal.max_queued_tokens: must be greater than or equal to 1, not 0",
+        ),
+        (
+            args(priorities={"normal": {"max_queue_s": 0}}),
+            "priorities.normal.max_queue_s: must be greater than 0, not 0",
+        ),
+        (
+            args(priorities={"normal": {"max_queue_s": "10"}}),
+            "priorities.normal.max_queue_s: must be a valid number, not '10'",
+        ),
         ({}, "model: missing; it is the model and its engine arguments"),
         (None, "args: must be a mapping of keys, not None"),
         (
@@ -187,7 +216,7 @@ def test_a_loaded_configuration_does_not_change():
             engine(tensor_parallel_size=0),
             "model.engine_kwargs.tensor_parallel_size: must be a whole number of at least 1",
         ),
-        (args(a=1, b=2, c=3), "a: unknown key; known here: admin, dispatch, engine, migration,"),
+        (args(a=1, b=2, c=3), "a: unknown key; known here: admin, autoscaling, dispatch, engine, migration,"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(wrong, line):
@@ -195,6 +224,31 @@ def test_what_is_wrong_is_named_in_one_line(wrong, line):
         load(wrong)
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (args(admin={"api_key": 4711}), "admin.api_key: must be a valid string"),
+        (
+            args(priorities={"normal": {}, "high": {"api_keys": "4711"}}),
+            "priorities.high.api_keys: must be a valid list",
+        ),
+        (
+            args(priorities={"normal": {}, "high": {"api_keys": [4711]}}),
+            "priorities.high.api_keys.0: must be a valid string",
+        ),
+    ],
+)
+def test_an_api_key_is_shown_nowhere(wrong, line):
+    with pytest.raises(ConfigError) as error:
+        load(wrong)
+    assert str(error.value) == line
+    keys = {
+        "admin": {"api_key": "4711"},
+        "priorities": {"normal": {}, "high": {"api_keys": ["4711"]}},
+    }
+    assert "4711" not in repr(load(args(**keys)))
 
 
 def test_several_errors_are_counted():

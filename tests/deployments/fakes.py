@@ -10,8 +10,12 @@ from migration.protocol.messages import Reserve, Reserved
 from migration.snapshot import CannotMove, MigrationRecord, Submission, UnknownRequest
 
 
-def submission(request_id: str = "r1", priority_class: str = "normal") -> Submission:
-    return Submission(request_id, f"public-{request_id}", b"", 10, priority_class, "tcp://ingress")
+def submission(
+    request_id: str = "r1", priority_class: str = "normal", fingerprint: str = "tiny"
+) -> Submission:
+    return Submission(
+        request_id, f"public-{request_id}", b"", 10, priority_class, "tcp://ingress", fingerprint
+    )
 
 
 class Steps:
@@ -50,7 +54,7 @@ class Engine:
     max_batch = 4
 
     def __init__(self) -> None:
-        self.requests: dict[str, Any] = {}
+        self.known: dict[str, Any] = {}
         self.blocks_total, self.blocks_free = 100, 100
         self.queue: list[str] = []
         self.fixed: set[str] = set()
@@ -61,24 +65,27 @@ class Engine:
     def give(self, request_id: str, **rest: Any) -> None:
         defaults = {"request_id": request_id, "num_tokens": 20, "num_computed_tokens": 19}
         defaults |= {"max_tokens": 100, "num_output_tokens": 10, "priority": 0}
-        defaults["arrival_time"] = float(len(self.requests))
-        self.requests[request_id] = SimpleNamespace(**defaults | rest)
+        defaults["arrival_time"] = float(len(self.known))
+        self.known[request_id] = SimpleNamespace(**defaults | rest)
 
     def drop(self, request_id: str) -> None:
-        self.requests.pop(request_id, None)
+        self.known.pop(request_id, None)
 
     def check_movable(self, request_id: str) -> Any:
-        if request_id not in self.requests:
+        if request_id not in self.known:
             raise UnknownRequest("the request has finished")
         if request_id in self.fixed:
             raise CannotMove("it has images")
-        return self.requests[request_id]
+        return self.known[request_id]
+
+    def requests(self) -> dict[str, Any]:
+        return self.known
 
     def running(self) -> list[Any]:
-        return [r for name, r in self.requests.items() if name not in self.queue]
+        return [r for name, r in self.known.items() if name not in self.queue]
 
     def waiting(self) -> list[Any]:
-        return [self.requests[name] for name in self.queue]
+        return [self.known[name] for name in self.queue]
 
     def counts(self) -> tuple[int, int]:
         return len(self.running()), len(self.queue)
@@ -109,7 +116,7 @@ class Outgoing:
         if self.outcome == "completed":
             owned.leave(Outcome("moved", destination))
         request_id = owned.submission.request_id
-        return MigrationRecord(request_id, "here", destination, reason, self.outcome)
+        return MigrationRecord(request_id, "here", destination, reason, self.outcome, blocks=3)
 
 
 class Incoming:
@@ -141,6 +148,7 @@ class Instance:
         self.records: list[MigrationRecord] = []
         self.llumlet = Llumlet(
             "here",
+            "tiny",
             self.steps,  # type: ignore[arg-type]
             self.engine,  # type: ignore[arg-type]
             {"high": 160, "normal": 0},
@@ -155,7 +163,7 @@ class Instance:
         """An open call of an ingress, whose request the engine has."""
         call = asyncio.create_task(self.llumlet.submit(submission(request_id, **rest)))
         await let_others_run()
-        assert request_id in self.engine.requests
+        assert request_id in self.engine.known
         return call
 
 

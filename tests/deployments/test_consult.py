@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from deployments import consult as module
-from deployments.consult import Consult
+from deployments.consult import Consult, NoInstance
 from deployments.messages import Ask, Decision
 from deployments.policy.load import InstanceLoad
 from tests.fakes import FakeHandle
@@ -66,6 +66,34 @@ async def test_a_choice_that_is_gone_is_replaced(consult, scheduler):
     scheduler.answer = lambda asks: Decision(("dead",), LOADS)
 
     assert await consult.choose(Ask("r", 10), ["a", "b"]) == "b"
+
+
+DRAINING = tuple(InstanceLoad(name, "draining", freeness=float("-inf")) for name in "ab")
+
+
+async def test_while_all_drain_no_instance_takes_a_request(consult, scheduler):
+    scheduler.answer = lambda asks: Decision((None,) * len(asks), DRAINING)
+
+    with pytest.raises(NoInstance, match="all are draining"):
+        await consult.choose(Ask("r", 10), ["a", "b"])
+
+
+async def test_an_instance_that_the_scheduler_does_not_know_yet_takes_requests(consult, scheduler):
+    scheduler.answer = lambda asks: Decision((None,) * len(asks), DRAINING)
+
+    assert await consult.choose(Ask("r", 10), ["a", "b", "new"]) in ("a", "b", "new")
+
+
+async def test_without_the_scheduler_nobody_is_known_to_drain(consult, scheduler):
+    scheduler.answer = lambda asks: Decision((None,) * len(asks), DRAINING)
+    with pytest.raises(NoInstance):
+        await consult.choose(Ask("r", 10), ["a", "b"])
+
+    def broken(asks):
+        raise ConnectionError
+
+    scheduler.answer = broken
+    assert await consult.choose(Ask("r", 10), ["a", "b"]) in ("a", "b")
 
 
 async def test_without_any_knowledge_replicas_take_turns(consult, scheduler):

@@ -2,12 +2,14 @@
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 
 from deployments.engine_loop import EngineDead
 from deployments.llumlet import BACKOFF_S
 from deployments.messages import Orders
+from deployments.policy.pairing import Target
 from migration.engine_seam import SLACK_TOKENS
 from migration.ownership import Outcome
 from migration.protocol.messages import Refused, Reserve, Reserved
@@ -45,7 +47,7 @@ async def test_a_cancelled_call_aborts_its_request():
     call = await here.submitted()
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
-    assert here.engine.requests == {}
+    assert here.engine.known == {}
     assert here.llumlet.owned == {}
 
 
@@ -62,7 +64,7 @@ async def test_a_call_cancelled_before_the_engine_has_its_request_leaves_nothing
     here.steps.go_on()
     await asyncio.gather(call, return_exceptions=True)
     await let_others_run()
-    assert here.engine.requests == {}
+    assert here.engine.known == {}
     assert here.llumlet.owned == {}
 
 
@@ -71,7 +73,7 @@ async def test_an_aborted_request_answers_its_call():
     call = await here.submitted()
     await here.llumlet.abort("r1")
     assert await call == Outcome("aborted")
-    assert here.engine.requests == here.llumlet.owned == {}
+    assert here.engine.known == here.llumlet.owned == {}
 
 
 async def test_to_abort_what_is_not_here_does_nothing():
@@ -85,7 +87,7 @@ async def test_an_abort_while_the_request_is_handed_over_is_left_to_the_move():
     owned.committing = True
     await here.llumlet.abort("r1")
     assert owned.aborted
-    assert "r1" in here.engine.requests
+    assert "r1" in here.engine.known
     assert not call.done()
     call.cancel()
 
@@ -160,10 +162,10 @@ async def test_a_request_that_no_ingress_asks_for_is_dropped():
     here.engine.give("r1")
     here.now += ORPHAN_S
     await here.llumlet.housekeeping()
-    assert "r1" in here.engine.requests
+    assert "r1" in here.engine.known
     here.now += 1
     await here.llumlet.housekeeping()
-    assert here.engine.requests == here.llumlet.owned == {}
+    assert here.engine.known == here.llumlet.owned == {}
 
 
 async def test_an_unclaimed_outcome_is_dropped():
@@ -180,7 +182,7 @@ async def test_a_request_with_an_open_call_is_never_an_orphan():
     call = await here.submitted()
     here.now += 100 * ORPHAN_S
     await here.llumlet.housekeeping()
-    assert "r1" in here.engine.requests
+    assert "r1" in here.engine.known
     call.cancel()
 
 
@@ -278,9 +280,12 @@ async def test_a_caller_that_hangs_up_does_not_stop_the_move_nor_lose_its_record
 # --- orders -------------------------------------------------------------------------------------
 
 
+THERE, ELSEWHERE = Target("there", 1000), Target("elsewhere", 1000)
+
+
 async def obeyed(here: Instance, room: float = 1000) -> list[str]:
     """Which requests left on one order."""
-    await here.llumlet.obey(Orders("there", room), "balance")
+    await here.llumlet.obey(Orders((replace(THERE, room=room),)), "balance")
     return [request_id for request_id, *_ in here.outgoing.moves]
 
 
@@ -356,7 +361,7 @@ async def test_a_request_near_its_end_stays_unless_the_instance_drains():
     assert await obeyed(here) == ["r1"]
 
 
-async def test_after_a_failed_move_orders_wait():
+async def test_after_a_failed_move_orders_to_go_there_wait():
     here = Instance()
     await here.submitted()
     here.outgoing.outcome = "refused"
@@ -364,6 +369,47 @@ async def test_after_a_failed_move_orders_wait():
     assert await obeyed(here) == ["r1"]
     here.now += BACKOFF_S
     assert await obeyed(here) == ["r1", "r1"]
+
+
+async def test_a_destination_that_failed_is_left_out_for_the_next():
+    here = Instance()
+    await here.submitted()
+    here.outgoing.outcome = "refused"
+    for _ in range(3):
+        await here.llumlet.obey(Orders((THERE, ELSEWHERE)), "drain")
+    assert [to for _, to, _ in here.outgoing.moves] == ["there", "elsewhere"]
+
+
+async def test_a_request_that_ends_while_it_is_moved_does_not_count_against_the_destination():
+    here = Instance()
+    for name in ("ends", "stays"):
+        await here.submitted(name)
+    here.engine.give("stays", num_tokens=900)
+    here.outgoing.outcome = "aborted"
+    here.outgoing.may_end.clear()
+    order = asyncio.create_task(here.llumlet.obey(Orders((THERE,)), "drain"))
+    await here.outgoing.begun.wait()
+    here.llumlet.finished(["ends"])
+    here.engine.drop("ends")
+    here.outgoing.may_end.set()
+    await order
+    assert await obeyed(here) == ["ends", "stays"]
+
+
+async def test_orders_obeyed_at_once_move_different_requests_to_different_destinations():
+    here = Instance()
+    for name in ("r1", "r2", "r3"):
+        await here.submitted(name)
+    here.outgoing.may_end.clear()
+    here.steps.busy = True  # all are there before the first has chosen
+    orders = Orders((THERE, ELSEWHERE))
+    obeying = asyncio.gather(*(here.llumlet.obey(orders, "drain") for _ in range(3)))
+    await let_others_run()
+    here.steps.go_on()
+    await let_others_run()
+    assert here.outgoing.moves == [("r1", "there", "drain"), ("r2", "elsewhere", "drain")]
+    here.outgoing.may_end.set()
+    await obeying
 
 
 async def test_after_a_move_the_next_order_is_followed_at_once():
@@ -397,6 +443,42 @@ async def test_the_load_counts_requests_blocks_headroom_and_the_head_of_line():
     assert load.freeness == (100 - 40 - 160 / 16 - 2) / 2
 
 
+async def test_an_urgent_request_that_waits_has_its_headroom_before_it_runs():
+    here = Instance()
+    await here.submitted("runs")
+    await here.submitted("waits", priority_class="high")
+    here.engine.give("waits", num_tokens=330, num_computed_tokens=0)
+    here.engine.queue = ["waits"]
+    load = await here.llumlet.load()
+    assert (load.headroom_blocks, load.staying) == ({"high": 10}, 1)
+    assert load.freeness == (100 - 10 - 21) / 2
+
+
+async def test_blocks_for_prompts_that_are_not_computed_yet_are_due():
+    here = Instance()
+    await here.submitted("decodes")
+    here.engine.give("prefills", num_tokens=100, num_computed_tokens=40)
+    here.engine.give("waits", num_tokens=33, num_computed_tokens=0)
+    assert (await here.llumlet.load()).due_blocks == (7 - 3) + 3
+
+
+async def test_urgent_requests_stay_and_others_make_way():
+    here = Instance()
+    await here.submitted("urgent", priority_class="high")
+    assert await obeyed(here) == []
+    await here.submitted("normal")
+    assert await obeyed(here) == ["normal"]
+
+
+async def test_urgent_requests_leave_an_instance_that_drains_or_lacks_blocks():
+    for state in ("drains", "lacks blocks"):
+        here = Instance()
+        await here.submitted("urgent", priority_class="high")
+        here.llumlet.drain(state == "drains")
+        here.engine.blocks_free = 0 if state == "lacks blocks" else 100
+        assert await obeyed(here) == ["urgent"]
+
+
 async def test_a_draining_instance_says_so_until_it_is_taken_back():
     here = Instance()
     here.llumlet.drain(True)
@@ -412,6 +494,37 @@ async def test_a_draining_instance_takes_no_request_from_others():
     assert await here.llumlet.reserve(offer) == Reserved(capacity=40, cached_blocks=0)
     here.llumlet.drain(True)
     assert await here.llumlet.reserve(offer) == Refused("it is draining")
+
+
+async def test_an_instance_that_serve_stops_drains_for_good():
+    here = Instance()
+    here.llumlet.retire()
+    with pytest.raises(CannotMove, match="Serve stops here"):
+        here.llumlet.drain(False)
+    assert (await here.llumlet.load()).state == "draining"
+
+
+async def test_a_drain_says_once_how_long_it_took_and_what_left(caplog):
+    caplog.set_level("INFO")
+    here = Instance()
+    call = await here.submitted()
+    here.llumlet.drain(True)
+    here.now += 2
+    await here.llumlet.migrate_out("r1", "there", "drain")
+    await call
+    here.now += 5
+    await here.submitted("came late")
+    here.llumlet.finished(["came late"])
+    told = [each.getMessage() for each in caplog.records if "drained" in each.getMessage()]
+    assert told == ["here: drained in 2.00 s, 1 requests moved with 3 KV blocks"]
+
+
+async def test_a_request_of_another_model_is_refused():
+    here = Instance()
+    offer = Reserve("m1", "there", Snapshot(submission(fingerprint="13b")), tokens=40)
+    refused = await here.llumlet.reserve(offer)
+    assert refused == Refused("it runs another model or engine configuration")
+    assert (await here.llumlet.load()).fingerprint == "tiny"
 
 
 async def test_an_arrival_is_reported_once():

@@ -7,6 +7,7 @@ import pytest
 from deployments.engine_loop import EngineDead
 from deployments.messages import Orders, Report
 from deployments.policy.load import InstanceLoad
+from deployments.policy.pairing import Target
 from deployments.reporter import (
     BUSY_INTERVAL_S,
     COALESCE_S,
@@ -15,6 +16,7 @@ from deployments.reporter import (
     REPORT_TIMEOUT_S,
     Reporter,
 )
+from migration.snapshot import MigrationRecord
 from tests.virtual import virtually
 
 MOVE_S = 3.0
@@ -32,6 +34,7 @@ class Llumlet:
         self.changed = asyncio.Event()
         self.swept = 0
         self.obeyed = []
+        self.outcome = "completed"
 
     async def report(self):
         if self.error:
@@ -42,15 +45,17 @@ class Llumlet:
         self.swept += 1
 
     async def obey(self, orders, reason):
-        self.obeyed.append((orders.destination, reason))
+        self.obeyed.append((orders.targets[0].replica_id, reason))
         await asyncio.sleep(MOVE_S)
+        return MigrationRecord("r1", "here", "there", reason, self.outcome)
 
 
 class Scheduler:
     """Answers with `orders`, or `fails`; remembers when it was told what."""
 
     def __init__(self, destination=None):
-        self.orders, self.fails = Orders(destination), False
+        targets = (Target(destination, 100.0),) if destination else ()
+        self.orders, self.fails = Orders(targets), False
         self.times, self.observed = [], []
 
     async def report(self, report):
@@ -145,6 +150,30 @@ async def test_a_draining_instance_uses_all_its_slots():
     started(llumlet, scheduler)
     await asyncio.sleep(MOVE_S / 2)
     assert llumlet.obeyed == [("there", "drain")] * 2
+
+
+@virtually
+async def test_while_it_drains_the_next_request_leaves_without_waiting_for_a_report():
+    llumlet, scheduler = Llumlet(), Scheduler("there")
+    llumlet.draining, llumlet.slots = True, 1
+    llumlet.outcome = "completed"
+    started(llumlet, scheduler)
+    await asyncio.sleep(COALESCE_S)
+    scheduler.fails = True  # it hears of no other order
+    await asyncio.sleep(3.5 * MOVE_S)
+    assert llumlet.obeyed == [("there", "drain")] * 4
+
+
+@virtually
+async def test_a_drain_that_moves_nothing_waits_for_the_next_report():
+    llumlet, scheduler = Llumlet(), Scheduler("there")
+    llumlet.draining, llumlet.slots = True, 1
+    llumlet.outcome = "refused"
+    started(llumlet, scheduler)
+    await asyncio.sleep(COALESCE_S)
+    scheduler.fails = True
+    await asyncio.sleep(3.5 * MOVE_S)
+    assert llumlet.obeyed == [("there", "drain")]
 
 
 @virtually

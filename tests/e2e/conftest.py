@@ -24,6 +24,14 @@ ENGINE = {
 }
 
 
+PRIORITIES = {
+    "urgent": {"priority": -20, "api_keys": ["sk-urgent"]},
+    "high": {"priority": -10, "headroom_tokens": 1600},
+    "normal": {},
+    "bounded": {"priority": 5, "max_queued_tokens": 50},
+}
+
+
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Serve config of two small instances."""
@@ -74,7 +82,8 @@ def write_config(folder: Path, import_path: str) -> Path:
         "engine_kwargs": ENGINE,
     }
     application = {"name": "llama", "route_prefix": "/", "import_path": import_path}
-    content = {"applications": [{**application, "args": {"model": model, "replicas": 2}}]}
+    args = {"model": model, "replicas": 2, "priorities": PRIORITIES}
+    content = {"applications": [{**application, "args": args}]}
     file = folder / "fleet.yaml"
     file.write_text(yaml.safe_dump(content))
     return file

@@ -99,7 +99,7 @@ async def test_forty_streams_on_one_replica_spread_by_themselves(
     openai: AsyncOpenAI, running: Fleet
 ) -> None:
     idle, _ = await running.replicas()
-    streams = [Stream(f"{i} spread out " * 10, 200, f"spread-{i}") for i in range(40)]
+    streams = [Stream(f"{i} spread out " * 10, 600, f"spread-{i}") for i in range(40)]
     await running.post("/fleet/drain", {"replica_id": idle})
     tasks = [asyncio.create_task(stream.run(openai)) for stream in streams]
     await running.until(lambda f: any(r["running"] + r["waiting"] == 40 for r in f["replicas"]))

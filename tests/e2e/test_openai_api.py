@@ -1,6 +1,7 @@
 """vLLM's own server, whole, over the fleet; and what it answers to bad input."""
 
 import asyncio
+from typing import Any
 
 import aiohttp
 import openai as errors
@@ -109,7 +110,8 @@ async def test_malformed_json_and_unknown_priority_are_400_in_openai_form(server
         headers = {"x-llumnix-priority": "emperor"}
         async with session.post("/v1/completions", json={}, headers=headers) as r:
             assert r.status == 400
-            assert "known classes: high, normal" in (await r.json())["error"]["message"]
+            known = "known classes: bounded, high, normal, urgent"
+            assert known in (await r.json())["error"]["message"]
 
 
 async def test_priority_by_header_and_by_body_field(openai: AsyncOpenAI, running: Fleet) -> None:
@@ -125,6 +127,29 @@ async def test_priority_by_header_and_by_body_field(openai: AsyncOpenAI, running
     ):
         await openai.completions.create(model="tiny-llama", prompt="x", max_tokens=2, **extra)
         assert (await running.request(name))["priority"] == "high"
+
+
+@pytest.mark.parametrize(
+    ("key", "asks", "gets"),
+    [
+        ("sk-urgent", {}, "urgent"),
+        ("sk-urgent", {"extra_body": {"priority": -99}}, "urgent"),
+        ("sk-urgent", {"extra_headers": {"x-llumnix-priority": "normal"}}, "normal"),
+        ("none", {}, "normal"),
+        ("none", {"extra_body": {"priority": -99}}, "high"),
+        ("none", {"extra_headers": {"x-llumnix-priority": "urgent"}}, "high"),
+    ],
+)
+async def test_a_key_opens_its_class_and_is_needed_for_it(
+    openai: AsyncOpenAI, running: Fleet, key: str, asks: dict[str, Any], gets: str
+) -> None:
+    caller = openai.with_options(api_key=key)
+    answer = await caller.completions.create(model="tiny-llama", prompt="x", max_tokens=2, **asks)
+
+    shown = {
+        one["request_id"]: one["priority"] for one in (await running.get("/fleet/requests"))[1]
+    }
+    assert shown[answer.id] == gets
 
 
 async def test_a_client_that_leaves_frees_its_request(server: Server, running: Fleet) -> None:

@@ -129,6 +129,12 @@ def test_named_tokens_may_be_cut_anywhere():
         assert events.usage()["completion_tokens"] == 3
 
 
+async def test_named_tokens_are_kept_however_they_come():
+    async with SlowServer(named(7), named(8, 9), named(), USAGE + DONE) as server:
+        (record,) = await closed_loop(server.url, [REQUEST], 1)
+    assert record.token_ids == b"7,8,9,"
+
+
 def test_the_prompt_s_tokens_are_not_the_stream_s():
     assert Events().feed(named(7, prompt_token_ids=[1, 2, 3])) == 1
 

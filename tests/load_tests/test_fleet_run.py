@@ -12,7 +12,7 @@ from app.admin import load_to_json
 from app.journal import Entry
 from app.stalls import Stalls
 from load_tests.client import Record
-from load_tests.fleet_run import _loads, _moves, _served
+from load_tests.fleet_run import _loads, _moves, _refusals, _served
 from load_tests.traces.trace import TraceRequest
 from migration.snapshot import MigrationRecord, Submission
 from tests.load_tests.runs import load
@@ -65,6 +65,13 @@ def test_how_long_it_stood_still_is_told_by_the_fleet():
     stalls = {"queue_s": 1.5, "preemptions": 2, "preempted_s": 0.25, "preempted_after_move": 1}
     one = served(record(3.0, 3.5, 4.0), told(**stalls))
     assert {key: getattr(one, key) for key in stalls} == stalls
+
+
+def test_how_quickly_requests_were_refused_is_a_fact():
+    refused = Record(START, ended=START + 0.02, error="HTTP 429: full")
+    failed = Record(START, ended=START + 9, error="HTTP 503: no instance takes the request")
+    assert _refusals([refused, failed]) == {"refusal_p99_ms": pytest.approx(20)}
+    assert _refusals([failed]) == {}
 
 
 def test_only_completed_moves_are_a_request_s():

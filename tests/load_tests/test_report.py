@@ -75,6 +75,14 @@ def test_tables_of_a_scenario(results):
     assert "### Further facts" not in shown
 
 
+def test_refused_requests_are_shown_apart_of_those_that_failed(tmp_path):
+    served = [request("a", 1.0), request("b", error="HTTP 429: full"), request("c", error="lost")]
+    save(a_run(served), tmp_path)
+    report.write(tmp_path)
+    (row,) = rows((tmp_path / "m-m" / "report.md").read_text(), "## Fleet")
+    assert (row["failed"], row["refused"]) == ("2", "1")
+
+
 def test_simulator_beside_fleet(results):
     compared = rows((results / "report.md").read_text(), "## Simulator beside fleet")
     assert len(compared) == 6

@@ -73,17 +73,45 @@ def test_fleet_args(scenario):
             },
         },
         "engine": {"emulated": {"profile": "fast"}},
+        "priorities": {
+            "high": {
+                "priority": -10,
+                "headroom_tokens": 1600,
+                "max_queued_tokens": None,
+                "max_queue_s": None,
+            },
+            "normal": {"max_queued_tokens": None, "max_queue_s": None},
+        },
         "replicas": 4,
         "dispatch": "freeness",
         "migration": {"enabled": False, "out_threshold": 10},
     }
 
 
+def test_nobody_is_refused_unless_the_scenario_says_so(scenario):
+    bounded = scenario(args={"priorities": {"normal": {"max_queue_s": 10.0}}})
+    for mine, max_queue_s in ((scenario(), None), (bounded, 10.0)):
+        classes = config.load(mine.fleet_args("llumnix")).priorities
+        assert [classes[name].max_queued_tokens for name in ("high", "normal")] == [None, None]
+        assert classes["normal"].max_queue_s == max_queue_s
+
+
 @pytest.mark.parametrize("policy", BASELINES)
 def test_the_fleet_takes_the_args_of_each_policy(scenario, policy):
     fleet = config.load(scenario().fleet_args(policy))
     assert fleet.replicas == 16
-    assert fleet.migration.enabled == (policy == "llumnix")
+    assert fleet.migration.enabled == policy.startswith("llumnix")
+
+
+def test_to_llumnix_base_all_requests_are_alike_whatever_the_scenario_says(scenario):
+    urgent = {"priorities": {"high": {"priority": -5, "headroom_tokens": 99}}}
+    mine = scenario(args=urgent)
+    high, normal = (
+        config.load(mine.fleet_args("llumnix_base")).priorities[name] for name in ("high", "normal")
+    )
+    assert (high.priority, high.headroom_tokens) == (normal.priority, normal.headroom_tokens)
+    with_them = config.load(mine.fleet_args("llumnix")).priorities["high"]
+    assert (with_them.priority, with_them.headroom_tokens) == (-5, 99)
 
 
 def test_trace_at_changes_arrivals_alone(scenario):
@@ -181,13 +209,23 @@ def test_no_such_scenario():
 def test_the_papers_scenarios(name):
     paper = load_scenario(name)
     assert paper.name == name
-    assert (paper.requests, paper.instances, paper.policies) == (10_000, 16, list(BASELINES))
-    assert len(paper.rates) == 5
+    assert (paper.requests, paper.instances) == (10_000, 16)
+    assert paper.policies == [policy for policy in BASELINES if policy != "llumnix_base"]
+    assert len(paper.rates) == 4
     assert paper.rates == sorted(paper.rates)
     migration = config.load(paper.fleet_args("llumnix")).migration
     assert (migration.out_threshold, migration.in_threshold) == (10, 3)
     trace = paper.trace_at(paper.rates[0])
     assert len(trace) / trace[-1].at == pytest.approx(paper.rates[0], rel=0.05)
+
+
+@pytest.mark.parametrize("cv", [2, 4, 6, 8])
+def test_the_papers_scenarios_with_priorities(cv):
+    paper = load_scenario(f"priorities-cv{cv}")
+    assert (paper.requests, paper.instances, paper.rates) == (10_000, 16, [26])
+    assert (paper.high_priority, paper.arrivals.cv) == (0.1, cv)
+    assert paper.policies == ["llumnix_base", "llumnix"]
+    assert config.load(paper.fleet_args("llumnix")).priorities["high"].headroom_tokens == 12_016
 
 
 def test_every_scenario_file_is_valid():

@@ -66,6 +66,39 @@ def test_power_of_two_draws_every_instance_now_and_then():
     assert drawn == set("abcd")
 
 
+def with_headroom(name: str, **rest) -> InstanceLoad:
+    """One that has urgent requests and is therefore not free at all."""
+    return load(name, headroom_blocks={"high": 90}, freeness=-5.0, **rest)
+
+
+def roomiest(*loads: InstanceLoad, policy: str = "freeness", turn: int = 0) -> str:
+    best = choose(policy, loads, random.Random(0), turn, keeps_headroom=True)
+    assert best is not None
+    return best.replica_id
+
+
+def test_what_keeps_headroom_goes_where_most_blocks_are_whatever_is_kept_free_there():
+    assert roomiest(load("free", 40, 1), with_headroom("urgent", used=20, running=9)) == "urgent"
+    assert roomiest(load("free", 20, 9), with_headroom("urgent", used=40, running=1)) == "free"
+
+
+def test_blocks_that_prompts_will_take_are_no_room():
+    assert roomiest(load("a", 10, due_blocks=60), load("b", 40, due_blocks=20)) == "b"
+
+
+def test_what_keeps_headroom_takes_turns_among_equals():
+    assert [roomiest(load("a"), load("b"), turn=turn) for turn in range(3)] == ["a", "b", "a"]
+
+
+def test_other_requests_avoid_what_is_kept_free():
+    assert chosen("freeness", load("free", 40, 1), with_headroom("urgent", used=20)) == "free"
+
+
+def test_policies_that_know_no_freeness_are_the_same_for_all():
+    loads = load("a", 10, 3), load("b", 90, 1)
+    assert roomiest(*loads, policy="queue") == chosen("queue", *loads) == "b"
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_single_instance_gets_it_all(policy):
     assert chosen(policy, load("a", 99, 50, 9), turn=7) == "a"
@@ -109,9 +142,32 @@ def test_what_comes_behind_a_queue_queues_even_if_it_would_fit():
 
 
 def test_headroom_that_was_reported_stays_counted():
-    with_headroom = load("a", 40, 2, freeness=freeness(100, 40 + 30, 2, 0))
-    after = with_pending(with_headroom, [Pending(10)])
+    kept = load("a", 40, 2, freeness=freeness(100, 40 + 30, 2, 0), headroom_blocks={"high": 30})
+    after = with_pending(kept, [Pending(10)])
     assert after.freeness == pytest.approx((100 - 40 - 30 - 10) / 3)
+
+
+URGENT = Pending(10, "high", headroom_blocks=30)
+
+
+def test_a_pending_request_brings_its_class_s_headroom_once():
+    for pending in ([URGENT], [URGENT, Pending(0, "high", headroom_blocks=30)]):
+        after = with_pending(load("a", 40, 1), pending)
+        assert (after.headroom, after.staying) == (30, len(pending))
+        assert after.freeness == pytest.approx((100 - 40 - 10 - 30) / (1 + len(pending)))
+
+
+def test_headroom_that_is_there_already_is_not_counted_again():
+    reported = load("a", 40, 1, headroom_blocks={"high": 30}, staying=1, freeness=30.0)
+    after = with_pending(reported, [URGENT])
+    assert (after.headroom, after.staying) == (30, 2)
+    assert after.freeness == pytest.approx((100 - 40 - 30 - 10) / 2)
+
+
+def test_what_is_pending_behind_a_queue_is_due_there():
+    queue = load("a", 50, 1, waiting=1, head_of_line_blocks=60, due_blocks=60)
+    assert with_pending(queue, [Pending(7), Pending(8)]).due_blocks == 75
+    assert with_pending(load("b"), [Pending(7)]).due_blocks == 0
 
 
 def test_a_draining_instance_stays_infinitely_unfree():

@@ -13,7 +13,7 @@ from deployments.policy.global_scheduler import (
     GlobalScheduler,
 )
 from deployments.policy.load import InstanceLoad, freeness
-from deployments.policy.pairing import PairingRule
+from deployments.policy.pairing import PairingRule, Target
 
 RULE = PairingRule(out_threshold=10, in_threshold=20, min_gain=5)
 LATER = PAIRING_INTERVAL_S
@@ -41,6 +41,10 @@ def draining(name: str, running: int = 1) -> InstanceLoad:
 
 def asks(count: int, prompt_tokens: int = 160) -> list[Ask]:
     return [Ask(f"r{number}", prompt_tokens) for number in range(count)]
+
+
+def targets(orders: Orders) -> list[str]:
+    return [target.replica_id for target in orders.targets]
 
 
 def freeness_of(fleet: GlobalScheduler, name: str, now: float) -> float:
@@ -71,6 +75,27 @@ def test_the_decision_carries_the_loads_with_its_own_choices_counted():
     fleet.report(Report(load("a")), now=0)
     (after,) = fleet.choose(asks(2, prompt_tokens=17), now=0).loads
     assert (after.running, after.blocks_used) == (2, 4)
+
+
+def test_an_urgent_request_on_its_way_keeps_others_away_at_once():
+    fleet = scheduler()
+    for name in "ab":
+        fleet.report(Report(load(name)), now=0)
+    urgent = Ask("r0", 160, priority_class="high", headroom_tokens=16 * 80)
+    ((host,), (after, *_)) = (
+        fleet.choose([urgent], now=0).chosen,
+        sorted(fleet.choose([], now=0).loads, key=lambda x: x.freeness),
+    )
+    assert (after.replica_id, after.headroom_blocks, after.freeness) == (host, {"high": 80}, 10)
+    assert host not in fleet.choose(asks(5), now=0).chosen
+
+
+def test_the_next_urgent_request_goes_to_the_one_with_most_room():
+    fleet = scheduler()
+    fleet.report(Report(load("a", 25, 1)), now=0)
+    fleet.report(Report(load("b", 20, 9, headroom_blocks={"high": 80}, freeness=0.0)), now=0)
+    urgent = [Ask(f"r{n}", 160, priority_class="high", headroom_tokens=1280) for n in range(3)]
+    assert fleet.choose(urgent, now=0).chosen == ("b", "a", "b")
 
 
 def test_a_reported_arrival_is_no_longer_pending():
@@ -126,6 +151,14 @@ def test_a_starting_that_comes_after_running_is_ignored():
     assert fleet.choose(asks(1), now=0.1).chosen == ("a",)
 
 
+def test_a_request_goes_to_an_instance_of_the_model_that_it_was_prepared_for():
+    fleet = scheduler()
+    fleet.report(Report(load("old", 90, 5, fingerprint="7b")), now=0)
+    fleet.report(Report(load("new", fingerprint="13b")), now=0)
+    both = [Ask("r0", 160, "7b"), Ask("r1", 160, "13b"), Ask("r2", 160, "70b")]
+    assert fleet.choose(both, now=0).chosen == ("old", "new", None)
+
+
 def test_a_draining_instance_gets_nothing_new():
     fleet = scheduler()
     fleet.report(Report(draining("a")), now=0)
@@ -137,7 +170,7 @@ def test_a_crowded_instance_is_told_where_to_hand_over_and_the_other_nothing():
     fleet = scheduler()
     fleet.report(Report(load("free")), now=0)
     orders = fleet.report(Report(load("crowded", 99, 1)), now=LATER)
-    assert (orders.destination, orders.room) == ("free", 100 - RULE.in_threshold)
+    assert orders == Orders((Target("free", 100 - RULE.in_threshold),))
     assert fleet.report(Report(load("free")), now=LATER) == Orders()
 
 
@@ -152,7 +185,7 @@ def test_nobody_is_sent_to_an_instance_that_fell_silent():
     fleet = scheduler()
     fleet.report(Report(load("free")), now=0)
     crowded = Report(load("crowded", 99, 1))
-    assert fleet.report(crowded, now=SILENT_S).destination == "free"
+    assert targets(fleet.report(crowded, now=SILENT_S)) == ["free"]
     assert fleet.report(crowded, now=SILENT_S + 2 * LATER) == Orders()
 
 
@@ -166,7 +199,14 @@ def test_what_is_on_its_way_to_a_free_instance_is_counted_before_it_is_paired():
 def test_a_draining_instance_is_evacuated_however_free_it_is():
     fleet = scheduler()
     fleet.report(Report(load("other", 10, 1)), now=0)
-    assert fleet.report(Report(draining("leaving")), now=LATER).destination == "other"
+    assert targets(fleet.report(Report(draining("leaving")), now=LATER)) == ["other"]
+
+
+def test_an_instance_that_begins_to_drain_is_paired_at_once():
+    fleet = scheduler()
+    fleet.report(Report(load("other", 10, 1)), now=0)
+    fleet.report(Report(load("leaving", 10, 1)), now=0)
+    assert targets(fleet.report(Report(draining("leaving")), now=0.1 * LATER)) == ["other"]
 
 
 def test_an_evacuated_instance_has_no_orders():

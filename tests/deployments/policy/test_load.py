@@ -4,35 +4,34 @@ import math
 
 import pytest
 
-from deployments.policy.load import freeness, virtual_usage
+from deployments.policy.load import InstanceLoad, freeness, headroom_of, virtual_usage
 
-HEADROOM = {"high": 50, "normal": 0}
-
-
-def usage(used=0, free=100, head=0, full=False, classes=(), draining=False) -> float:
-    return virtual_usage(used, free, head, full, classes, HEADROOM, draining)
+HEADROOM = {"high": 50, "batch": 7, "normal": 0}
 
 
-def test_running_requests_count_the_blocks_they_hold():
-    assert usage(used=30, classes=["normal", "normal"]) == 30
+def usage(used=0, free=100, head=0, full=False, headroom=0, draining=False) -> float:
+    return virtual_usage(used, free, head, full, headroom, draining)
 
 
-def test_a_class_with_headroom_counts_it_once_however_many_of_it_run():
-    assert usage(used=30, classes=["high"]) == 80
-    assert usage(used=30, classes=["high", "high", "high", "normal"]) == 80
+def test_running_requests_count_the_blocks_they_hold_and_their_classes_headroom():
+    assert usage(used=30) == 30
+    assert usage(used=30, headroom=50) == 80
 
 
-def test_the_headroom_of_an_absent_class_does_not_count():
-    assert usage(used=30, classes=["normal"]) == 30
-
-
-def test_every_class_present_keeps_its_own_headroom():
-    several = {"high": 50, "batch": 7}
-    assert virtual_usage(10, 90, 0, False, ["high", "batch"], several, False) == 67
-
-
-def test_a_class_that_nobody_configured_has_no_headroom():
-    assert usage(used=30, classes=["unheard-of"]) == 30
+@pytest.mark.parametrize(
+    ("classes", "kept"),
+    [
+        ([], {}),
+        (["normal"], {}),
+        (["unheard-of"], {}),
+        (["high"], {"high": 50}),
+        (["high", "normal", "high", "high"], {"high": 50}),
+        (["batch", "high"], {"high": 50, "batch": 7}),
+    ],
+)
+def test_each_class_present_keeps_its_headroom_once_however_many_there_are(classes, kept):
+    assert headroom_of(classes, HEADROOM) == kept
+    assert InstanceLoad("a", "running", headroom_blocks=kept).headroom == sum(kept.values())
 
 
 def test_the_head_of_line_counts_its_demand():

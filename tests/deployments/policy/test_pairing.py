@@ -31,7 +31,8 @@ def blocked(name: str, used: int, head: int, running: int = 1, **rest) -> Instan
 
 
 def paired(loads: list[InstanceLoad], rule: PairingRule = RULE) -> dict[str, str]:
-    return {source: target.replica_id for source, target in pair(loads, rule).items()}
+    """Each source's first target; only draining ones have more."""
+    return {source: to[0].replica_id for source, to in pair(loads, rule).items()}
 
 
 def test_the_least_free_is_paired_with_the_freest_and_the_next_with_the_next():
@@ -65,7 +66,7 @@ def test_an_instance_whose_head_of_line_does_not_fit_takes_nothing():
 
 def test_one_whose_head_of_line_only_waits_for_the_end_of_a_step_takes_some():
     waits = load("b", 90, waiting=1, blocks_used=800, head_of_line_blocks=100)
-    assert pair([load("a", 0), waits], RULE)["a"].room == 100 - 2 * RULE.in_threshold
+    assert pair([load("a", 0), waits], RULE)["a"][0].room == 100 - 2 * RULE.in_threshold
 
 
 def test_a_starting_or_draining_instance_takes_nothing():
@@ -89,19 +90,27 @@ def test_a_draining_instance_comes_before_a_crowded_one():
 def test_a_draining_instance_empties_itself_into_a_crowded_one_as_long_as_nobody_is_preempted():
     leaves = load("a", -math.inf, state="draining", blocks_used=100)
     crowded = load("b", 4, blocks_used=980, running=5)
-    assert pair([leaves, crowded], RULE) == {"a": Target("b", 20 - 6)}
+    assert pair([leaves, crowded], RULE) == {"a": (Target("b", 20 - 6),)}
     assert pair([leaves, replace(crowded, blocks_used=994)], RULE) == {}
 
 
-def test_each_draining_instance_has_a_destination_of_its_own():
+def test_each_draining_instance_has_a_destination_of_its_own_while_there_are_enough():
     leaving = [load(name, -math.inf, state="draining") for name in "ab"]
-    assert set(paired([*leaving, load("c", 5), load("d", 7)]).values()) == {"c", "d"}
+    takers = [load("c", 5), load("d", 7)]
+    assert paired([*leaving, *takers]) == {"a": "d", "b": "c"}
+    assert paired([*leaving, takers[0]]) == {"a": "c", "b": "c"}
+
+
+def test_a_draining_instance_has_the_freest_destinations_as_many_as_it_may_have_moves_at_once():
+    rule = replace(RULE, at_once=2)
+    fleet = [load("a", -math.inf, state="draining"), *(load(f"t{n}", n) for n in range(4))]
+    assert [target.replica_id for target in pair(fleet, rule)["a"]] == ["t3", "t2"]
 
 
 def test_what_the_head_of_line_of_a_destination_is_about_to_take_is_left_to_it():
     leaves = load("a", -math.inf, state="draining")
     assert pair([leaves, load("b", 5, blocks_used=900, head_of_line_blocks=60)], RULE) == {
-        "a": Target("b", 100 - 60 - 2)
+        "a": (Target("b", 100 - 60 - 2),)
     }
 
 
@@ -120,7 +129,34 @@ def test_a_destination_must_stay_freer_than_its_source_was():
     rule = PairingRule(out_threshold=50, in_threshold=1, min_gain=2)
     source = load("a", 40, blocks_used=920, running=2)
     taker = load("b", 75, blocks_used=700, running=4)
-    assert pair([source, taker], rule)["a"].room == 300 - 42 * 5
+    assert pair([source, taker], rule)["a"][0].room == 300 - 42 * 5
+
+
+def test_what_is_kept_free_at_a_destination_is_no_room():
+    source = load("a", 0)
+    taker = load("b", 50, blocks_used=300, headroom_blocks={"high": 400, "batch": 50})
+    assert pair([source, taker], RULE)["a"][0].room == 700 - 450 - 2 * RULE.in_threshold
+
+
+def test_a_squeeze_leaves_alone_what_is_kept_free():
+    old = blocked("a", 900, 120, head_of_line_since=10.0)
+    young = blocked("b", 700, 500, head_of_line_since=20.0, headroom_blocks={"high": 250})
+    assert pair([old, young], RULE)["a"][0].room == 300 - 250 - 2 * RULE.in_threshold
+
+
+def test_an_instance_with_nothing_but_requests_that_stay_leaves_the_destination_to_others():
+    urgent = load("a", -50, running=2, waiting=1, staying=3, blocks_used=300)
+    assert paired([urgent, load("b", 2), load("c", 90)]) == {"b": "c"}
+    assert paired([replace(urgent, staying=2), load("b", 2), load("c", 90)]) == {"a": "c"}
+
+
+def test_where_blocks_are_lacking_even_those_that_stay_may_go():
+    starving = load("a", -50, running=2, staying=2, blocks_used=999)
+    waits = load(
+        "b", -50, running=1, waiting=1, staying=2, blocks_used=600, head_of_line_blocks=401
+    )
+    for urgent in (starving, waits):
+        assert paired([urgent, load("c", 90)]) == {urgent.replica_id: "c"}
 
 
 def test_where_nobody_is_free_the_last_to_wait_takes_from_the_one_that_waits_longest():
@@ -130,7 +166,7 @@ def test_where_nobody_is_free_the_last_to_wait_takes_from_the_one_that_waits_lon
         blocked("c", 800, 230, head_of_line_since=10.0),
     ]
     assert paired(loads) == {"c": "b"}
-    assert pair(loads, RULE)["c"].room == 300 - 2 * RULE.in_threshold
+    assert pair(loads, RULE)["c"][0].room == 300 - 2 * RULE.in_threshold
 
 
 def test_before_that_comes_one_that_is_about_to_preempt():
@@ -174,9 +210,11 @@ def fleets(draw) -> list[InstanceLoad]:
 
 
 @given(fleets(), rules)
-def test_no_instance_is_in_two_pairs(fleet, rule):
+def test_no_instance_is_in_two_pairs_but_with_draining_ones(fleet, rule):
+    leaving = {x.replica_id for x in fleet if x.state == "draining"}
     pairs = paired(fleet, rule)
-    named = [*pairs.keys(), *pairs.values()]
+    evacuated = {taker for source, taker in pairs.items() if source in leaving}
+    named = [*pairs, *evacuated, *(t for source, t in pairs.items() if source not in leaving)]
     assert len(named) == len(set(named))
 
 

@@ -34,7 +34,7 @@ class Instance:
     def load(self) -> InstanceLoad:
         head = self.waiting[0] if self.waiting else None
         demand = head.blocks if head else 0
-        usage = virtual_usage(TOTAL - self.free, self.free, demand, False, (), {}, False)
+        usage = virtual_usage(TOTAL - self.free, self.free, demand, False, 0, False)
         return InstanceLoad(
             self.name,
             "running",
@@ -110,7 +110,7 @@ def test_a_fleet_in_which_nothing_else_happens_comes_to_rest(fleet, rule):
     requests = sum(len(x.running) + len(x.waiting) for x in fleet.values())
     for _ in range(20 * (requests + 1)):
         pairs = pair([instance.load() for instance in fleet.values()], rule)
-        moved = [move_once(fleet, source, target) for source, target in pairs.items()]
+        moved = [move_once(fleet, source, target) for source, (target,) in pairs.items()]
         for instance in fleet.values():
             instance.schedule()
         if not any(moved):

@@ -4,9 +4,9 @@ from deployments.policy.selection import Movable, choose_request
 
 
 def movable(
-    name: str, priority: int = 0, tokens: int = 100, blocks: int = 7, waiting: bool = False
+    name: str, priority: int = 0, tokens: int = 100, blocks: int = 7, waiting: bool = False, **rest
 ) -> Movable:
-    return Movable(name, priority, tokens, blocks, waiting)
+    return Movable(name, priority, tokens, blocks, waiting, **rest)
 
 
 def chosen(*requests: Movable, room: float = 1000, deficit: int = 0) -> str | None:
@@ -57,6 +57,18 @@ def test_where_none_alone_makes_room_the_largest_that_fits_leaves():
     running = [movable(str(n), tokens=16 * n, blocks=n) for n in (2, 30, 80)]
     assert chosen(*running, deficit=100) == "80"
     assert chosen(*running, deficit=100, room=50) == "30"
+
+
+def test_what_stays_leaves_only_where_blocks_are_lacking():
+    urgent = movable("urgent", priority=-10, stays=True)
+    assert chosen(urgent) is None
+    assert chosen(urgent, deficit=1) == "urgent"
+
+
+def test_even_then_others_leave_before_it():
+    urgent = movable("urgent", priority=-10, waiting=True, stays=True)
+    assert chosen(urgent, movable("runs"), deficit=7) == "runs"
+    assert chosen(urgent, movable("too large", blocks=2000), deficit=7) == "urgent"
 
 
 def test_the_choice_does_not_depend_on_the_order_of_equals():

@@ -15,12 +15,13 @@ from app.config import load
 from deployments.emulated.profile import load_profile
 from deployments.emulated.worker import EmulatedWorker
 from load_tests import simulate
-from load_tests.outcome import Move, Served
+from load_tests.outcome import Served
 from load_tests.scenario import load_scenario
 from load_tests.simulator.client import VirtualClient
 from load_tests.simulator.fleet import Simulation
-from load_tests.simulator.network import VirtualLinks
+from load_tests.simulator.network import Delays, VirtualLinks
 from load_tests.traces.trace import TraceRequest
+from migration.snapshot import MigrationRecord
 
 LONG, SHORT = (200, 120), (20, 20)
 ONE_SIDED = [TraceRequest(0.2 * n, *(SHORT if n % 2 else LONG)) for n in range(40)]
@@ -39,11 +40,11 @@ class Outcome:
 
     duration: float
     served: list[Served]
-    moves: list[Move]
+    moves: list[MigrationRecord]
     tokens: Mapping[str, Mapping[int, int]]
 
     @property
-    def moved(self) -> list[Move]:
+    def moved(self) -> list[MigrationRecord]:
         return [move for move in self.moves if move.outcome == "completed"]
 
     @property
@@ -155,7 +156,8 @@ def test_nothing_moves_where_migration_is_off(moving: Outcome, staying: Outcome)
 def test_moves_relieve_the_one_instance_that_is_overloaded(
     moving: Outcome, staying: Outcome
 ) -> None:
-    assert {(move.source, move.destination) for move in moving.moved} == {("i0000", "i0001")}
+    away = [move for move in moving.moved if move.source == "i0000"]
+    assert len(away) > 0.75 * len(moving.moved)
     assert moving.worst_ttft < staying.worst_ttft / 2
 
 
@@ -208,3 +210,42 @@ def test_an_engine_that_fails_ends_the_run(args, monkeypatch):
     monkeypatch.setattr(EmulatedWorker, "execute_model", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         play(args, MIXED)
+
+
+OVERLOAD = [TraceRequest(n / 20, 100, 60) for n in range(200)]
+"""Ten seconds of twice what two small instances can serve."""
+
+
+def queued_tokens(outcome: Outcome, at: float) -> int:
+    """Prompt tokens of requests whose first token has not come to the ingress at that time."""
+    on_its_way = Delays().deliver
+    return sum(
+        one.input_tokens
+        for one in outcome.served
+        if not one.error and one.arrival <= at < one.tokens[0] - on_its_way
+    )
+
+
+def test_under_overload_requests_are_refused_and_the_queue_stays_in_its_bounds(args):
+    bounded = {"normal": {"max_queued_tokens": 2000}}
+    outcome = play(args, OVERLOAD, dispatch="freeness", priorities=bounded)
+    refused = [one for one in outcome.served if one.error]
+    assert 50 < len(refused) < 100
+    assert all(one.error.startswith("HTTP 429: the queue of class 'normal'") for one in refused)
+    assert not any(one.tokens for one in refused)
+    assert max(queued_tokens(outcome, request.at) for request in OVERLOAD) <= 2000
+    kept = [one for one in outcome.served if not one.error]
+    assert [len(one.tokens) for one in kept] == [60] * len(kept)
+
+
+def test_under_overload_those_let_in_wait_about_as_long_as_they_may(args):
+    outcomes = [
+        play(args, OVERLOAD, dispatch="freeness", priorities={"normal": {"max_queue_s": max_s}})
+        for max_s in (None, 1.0)
+    ]
+    unbounded, bounded = (
+        max(one.tokens[0] - one.arrival for one in outcome.served if not one.error)
+        for outcome in outcomes
+    )
+    assert unbounded > 4
+    assert bounded < 2

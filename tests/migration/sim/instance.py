@@ -52,6 +52,7 @@ class Instance:
         self.links = links.Links(name, engine, seam, "sim")
         self.llumlet = Llumlet(
             name,
+            "",
             engine,  # type: ignore[arg-type]
             seam,  # type: ignore[arg-type]
             {},

@@ -1,0 +1,204 @@
+"""vLLM's own server over replicas that do what the test says: who is refused, and how."""
+
+import asyncio
+import pickle
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from app import front_end
+from app.config import FleetConfig, load
+from deployments import engine_config
+from deployments.consult import NoInstance
+from deployments.messages import Hello
+from tests.app.fakes import FakeReplicas
+
+ENGINE = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 4 << 20,
+    "max_model_len": 512,
+}
+COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+
+FULL = "the queue of class 'normal' is full: 8 prompt tokens wait; try again in 1 s"
+
+
+@dataclass
+class World:
+    """A front end whose class `normal` has room for ten prompt tokens; a byte is one."""
+
+    llm: AsyncLLM
+    http: httpx.AsyncClient
+    replicas: FakeReplicas
+    posts: list[asyncio.Task[httpx.Response]] = field(default_factory=list)
+
+    async def post(self, path: str = COMPLETIONS, **body: Any) -> httpx.Response:
+        async with asyncio.timeout(20):
+            return await self.http.post(path, json={"model": "tiny", "max_tokens": 3, **body})
+
+    async def begun(self, *, owned: bool = True, **body: Any) -> list[str]:
+        """Post a request that goes on by itself; the ids of what it asks of the engines."""
+        known = len(self.replicas.submitted)
+        self.posts.append(asyncio.create_task(self.post(**body)))
+        ids = (await self.replicas.until_submitted(known + body.get("n", 1)))[known:]
+        for request_id in ids if owned else ():
+            self.replicas.own(request_id)
+        return ids
+
+    def forgotten(self) -> bool:
+        """Whether vLLM's front end has let go of all requests."""
+        processor = self.llm.output_processor
+        return not (
+            processor.request_states or processor.parent_requests or processor.external_req_ids
+        )
+
+
+@pytest.fixture(scope="module")
+def config(tiny_llama: Path) -> FleetConfig:
+    model = {"model_id": "tiny", "model_source": str(tiny_llama), "engine_kwargs": ENGINE}
+    priorities = {"normal": {"max_queued_tokens": 10}, "high": {"priority": -10}}
+    return load({"model": model, "priorities": priorities})
+
+
+@pytest.fixture(scope="module")
+def hello(config: FleetConfig) -> Hello:
+    vllm_config = engine_config.build(config.model, config.engine)
+    return Hello(pickle.dumps(vllm_config), 512, 100, ("generate",), "fingerprint")
+
+
+@pytest.fixture
+async def world(
+    config: FleetConfig, hello: Hello, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    replicas = FakeReplicas()
+    monkeypatch.setattr(front_end, "Inbox", lambda host: replicas.inbox)
+    app, llm = await front_end.build(config, hello, replicas.handle, replicas.handle)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://fleet"
+    ) as http:
+        yield World(llm, http, replicas)
+    llm.shutdown()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETIONS, {"prompt": "abc"}),
+        (COMPLETIONS, {"prompt": "abc", "n": 3, "temperature": 1}),
+        (COMPLETIONS, {"prompt": ["abc", "def"]}),
+        (CHAT, {"messages": [{"role": "user", "content": "hi"}]}),
+        (RESPONSES, {"input": "hi"}),
+    ],
+)
+async def test_a_full_queue_is_a_429_on_every_route(world: World, path, body, stream):
+    await world.begun(prompt="12345678")
+
+    response = await world.post(path, stream=stream, **body)
+
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["error"]["message"] == FULL
+    assert len(world.replicas.submitted) == 1
+    assert len(world.llm.output_processor.request_states) == 1
+
+
+async def test_the_first_token_makes_room(world: World):
+    (first,) = await world.begun(prompt="12345678")
+    assert (await world.post(prompt="abc")).status_code == 429
+
+    world.replicas.send(first, 0, [65])
+    (second,) = await world.begun(prompt="abc")
+
+    world.replicas.send(first, 1, [66, 67], last=True)
+    world.replicas.send(second, 0, [68], last=True)
+    answers = await asyncio.gather(*world.posts)
+    assert [answer.json()["choices"][0]["text"] for answer in answers] == ["ABC", "D"]
+
+
+async def test_a_client_that_leaves_makes_room(world: World):
+    await world.begun(prompt="12345678", stream=True)
+    world.posts[0].cancel()
+    await asyncio.gather(*world.posts, return_exceptions=True)
+
+    await world.begun(prompt="abc")
+
+
+async def test_other_classes_have_room(world: World):
+    await world.begun(prompt="12345678")
+    assert (await world.post(prompt="abc")).status_code == 429
+    await world.begun(prompt="12345678", priority=-10)
+
+
+async def test_what_one_http_request_asks_for_is_let_in_as_a_whole(world: World):
+    ids = await world.begun(prompt="12345678", n=3, temperature=1)
+    for request_id in ids:
+        world.replicas.send(request_id, 0, [65], last=True)
+    (answer,) = await asyncio.gather(*world.posts)
+    assert [choice["text"] for choice in answer.json()["choices"]] == ["A"] * 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_whose_replica_dies_before_its_first_token_is_a_503(world: World, stream):
+    one, other = await world.begun(prompt="abc", n=2, temperature=1, stream=stream)
+
+    world.replicas.fail(one, ConnectionError("reset by peer"))
+
+    (response,) = await asyncio.gather(*world.posts)
+    assert response.status_code == 503
+    assert response.json()["error"]["message"] == (
+        "the request failed: its replica was lost (ConnectionError); try again"
+    )
+    assert other in world.replicas.cancelled
+    assert world.forgotten()
+
+
+async def test_a_stream_whose_replica_dies_later_ends_with_an_error(world: World):
+    (request_id,) = await world.begun(prompt="abc", stream=True)
+    world.replicas.send(request_id, 0, [65])
+    stats = world.llm.output_processor.request_states[request_id]
+    async with asyncio.timeout(5):
+        while stats.is_prefilling:
+            await asyncio.sleep(0)
+
+    world.replicas.fail(request_id, ConnectionError("reset by peer"))
+
+    (response,) = await asyncio.gather(*world.posts)
+    assert response.status_code == 200
+    assert '"text":"A"' in response.text
+    assert '"code": 500' in response.text
+    assert world.forgotten()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_fleet_that_drains_is_a_503(world: World, stream):
+    (request_id,) = await world.begun(owned=False, prompt="abc", stream=stream)
+
+    world.replicas.fail(request_id, NoInstance("all are draining"))
+
+    (response,) = await asyncio.gather(*world.posts)
+    assert response.status_code == 503
+    assert response.json()["error"]["message"] == (
+        "no instance takes the request: all are draining; try again later"
+    )
+
+
+async def test_refusals_do_not_count_in_vllms_latencies(world: World):
+    (first,) = await world.begun(prompt="12345678")
+    for _ in range(3):
+        assert (await world.post(prompt="abc")).status_code == 429
+    world.replicas.send(first, 0, [65], last=True)
+    await asyncio.gather(*world.posts)
+
+    metrics = (await world.http.get("/metrics")).text
+    (line,) = (
+        line for line in metrics.splitlines() if "time_to_first_token_seconds_count{" in line
+    )
+    assert line.endswith(" 1.0")
