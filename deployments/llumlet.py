@@ -17,7 +17,6 @@ from deployments.engine_loop import EngineDead, EngineLoop
 from deployments.messages import Orders, Report
 from deployments.policy.load import InstanceLoad
 from deployments.policy.pairing import Target
-from deployments.policy.scaling import Demand
 from deployments.survey import Survey
 from migration.destination import MigrateIn
 from migration.engine_seam import EngineSeam
@@ -247,10 +246,6 @@ class Llumlet:
             migrating_out=len(self._moves),
             fingerprint=self._fingerprint,
         )
-
-    async def demand(self) -> Demand:
-        """What counts here when the fleet is scaled, as of the next step boundary."""
-        return await self._loop.run(partial(self.survey.demand, self.owned, self.draining))
 
     async def housekeeping(self) -> None:
         """Drop reservations without a source, requests without an ingress, unclaimed outcomes."""

@@ -12,6 +12,7 @@ from deployments import serve_stop
 from deployments.messages import REPLICA, SCHEDULER, Hello, Report
 from deployments.pinned import answers_refusals, call
 from deployments.policy.load import InstanceLoad
+from deployments.policy.scaling import Demand
 from migration.ownership import Outcome
 from migration.protocol.messages import Commit, Extend, Refused, Reserve, Reserved, Stage
 from migration.snapshot import MigrationRecord, Submission
@@ -116,7 +117,7 @@ class LLMReplica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve passes on to our autoscaling policy: a Demand."""
-        return asdict(await self._llumlet.demand())
+        return asdict(Demand.of(await self._llumlet.load()))
 
     def record_replica_metadata(self) -> dict[str, str]:
         """What Serve hands on to the routers: which requests can run here."""

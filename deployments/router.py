@@ -19,7 +19,8 @@ from migration.snapshot import Submission
 SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
 
 LEFT_S = 600.0
-"""A replica that left the routers' set is draining, or reconfiguring: it still takes pinned calls.
+"""A replica that left the routers' set is draining, or reconfiguring: it still takes pinned calls,
+for as long as that may take.
 """
 
 

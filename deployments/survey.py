@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from vllm.v1.request import Request
 
 from deployments.policy.load import InstanceLoad, freeness, headroom_of, virtual_usage
-from deployments.policy.scaling import Demand
 from deployments.policy.selection import Movable, choose_request
 from migration.engine_seam import SLACK_TOKENS, EngineSeam
 from migration.ownership import Owned
@@ -59,20 +58,10 @@ class Survey:
             head_of_line_since=head.arrival_time if head is not None else 0.0,
             freeness=freeness(total, usage, running, waiting),
             emulation_drift=self.emulation_drift(),
-            due_blocks=sum(map(self._due, seam.requests().values())),
+            due_blocks=self._due_blocks(),
             headroom_blocks=headroom,
             staying=sum(name in headroom for name in classes),
         )
-
-    def demand(self, owned: Mapping[str, Owned], draining: bool) -> Demand:
-        """What the requests here count for when the fleet is scaled."""
-        if draining:
-            return Demand(0, 0.0, 0)
-        load = self.load(owned, draining)
-        usage = load.blocks_total - load.freeness * max(1, load.running + bool(load.waiting))
-        queue = sum(map(self._demand, self._seam.waiting()))
-        blocks = usage + queue - load.head_of_line_blocks
-        return Demand(load.blocks_total, blocks, load.running + load.waiting)
 
     def choose(self, owned: Mapping[str, Owned], draining: bool, room: float) -> str | None:
         """The request to hand over, if one fits into `room` blocks."""
@@ -86,10 +75,13 @@ class Survey:
         known = (owned.get(request_id) for request_id in self._seam.requests())
         return [one.submission.priority_class for one in known if one is not None]
 
-    def _due(self, request: Request) -> int:
-        """Blocks that it needs for the tokens it has, beside those that it holds."""
-        blocks_for = self._seam.blocks_for
-        return blocks_for(request.num_tokens) - blocks_for(request.num_computed_tokens)
+    def _due_blocks(self) -> int:
+        """What all requests need for the tokens they have, beside what they hold."""
+        size = self._seam.block_size
+        return sum(
+            -(-request.num_tokens // size) + -request.num_computed_tokens // size
+            for request in self._seam.requests().values()
+        )
 
     def _demand(self, head: Request | None) -> int:
         return self._seam.blocks_for(head.num_tokens) if head is not None else 0

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from load_tests import pool, priority_report, report, results, simulate
+from load_tests import pool, priority_report, report, results, scaling_report, simulate
 from load_tests.outcome import Run
 from load_tests.scenario import Scenario, ScenarioError, load_scenario
 from load_tests.servers import PROJECT, ServerFailed, heed_signals
@@ -41,8 +41,8 @@ def main() -> int:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    for name in options.scenarios:
-        _simulate_one(_scenario(name, options), options)
+    for scenario in _scenarios(options):
+        _simulate_one(scenario, options)
 
 
 def _simulate_one(scenario: Scenario, options: argparse.Namespace) -> None:
@@ -61,7 +61,7 @@ def _simulate_one(scenario: Scenario, options: argparse.Namespace) -> None:
 
 
 def _bound(options: argparse.Namespace) -> None:
-    for scenario in [_scenario(name, options) for name in options.scenarios]:
+    for scenario in _scenarios(options):
         with _bar(scenario.name, scenario.requests * len(scenario.rates)) as bar:
             for rate in scenario.rates:
                 _keep(pool.run(scenario, rate, bar.update), options.results, bar)
@@ -70,7 +70,7 @@ def _bound(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from load_tests import fleet_run
 
-    for scenario in [_scenario(name, options) for name in options.scenarios]:
+    for scenario in _scenarios(options):
         for policy in scenario.policies:
             print(f"==> starting {scenario.instances} instances, policy {policy}", flush=True)
             with _bar(scenario.name, scenario.requests * len(scenario.rates)) as bar:
@@ -79,20 +79,20 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    for table in (report.write(options.results), priority_report.write(options.results)):
-        if table:
+    for kind in (report, priority_report, scaling_report):
+        if table := kind.write(options.results):
             print(table, end="\n\n")
 
 
-def _scenario(name: str, options: argparse.Namespace) -> Scenario:
-    """As its file says, but for what the command line says."""
-    scenario = load_scenario(name)
+def _scenarios(options: argparse.Namespace) -> list[Scenario]:
+    """As their files say, but for what the command line says; each with all its variants."""
     changes = {
         key: value
         for key in ("requests", "rates", "policies", "instances", "seed")
         if (value := getattr(options, key)) is not None
     }
-    return scenario.changed(**changes)
+    scenarios = [load_scenario(name).changed(**changes) for name in options.scenarios]
+    return [variant for scenario in scenarios for variant in scenario.each()]
 
 
 def _keep(run: Run, folder: Path, bar: tqdm) -> None:

@@ -13,6 +13,7 @@ import aiohttp
 import uvloop
 import yaml
 
+from app.config import load
 from deployments.policy.load import InstanceLoad
 from load_tests.client import Completion, Record, connect, open_loop
 from load_tests.metrics import percentile
@@ -69,10 +70,10 @@ def start(scenario: Scenario, policy: str, logs: Path) -> Iterator[Server]:
 async def play(
     server: Server, scenario: Scenario, policy: str, progress: Callable[[], None]
 ) -> AsyncIterator[Run]:
-    """The trace at each of the scenario's rates, once all instances are up."""
+    """The trace at each of the scenario's rates, once all instances to begin with are up."""
     async with connect(timeout_s=REQUEST_S) as session:
         watch = Watch(session, server.url)
-        await watch.until_up(scenario.instances)
+        await watch.until_up(load(scenario.fleet_args(policy)).first_replicas)
         for rate in scenario.rates:
             trace = scenario.trace_at(rate)
             player = Player(session, server.url, scenario, policy, rate)

@@ -120,10 +120,10 @@ def preemptions(cells: Cells, file: Path) -> None:
 def memory(results: Sequence[Result], file: Path) -> None:
     """The memory of each instance over time with the moves between them, results side by side."""
     window = _window(results)
-    lanes = max(len(result["timeline"]["used"]) for result in results)
-    with canvas(file, 1, len(results), (12, 1.3 + 0.36 * lanes)) as (figure, grid):
+    height = 1 + max(max(lanes(result["timeline"]).values()) for result in results)
+    with canvas(file, 1, len(results), (12, 1.3 + 0.36 * height)) as (figure, grid):
         for axes, result in zip(grid.flat, results, strict=True):
-            _lanes(axes, result["timeline"])
+            _fill(axes, result["timeline"])
             _moves(axes, result, window)
             axes.set_title(
                 f"{style(result['policy']).label}, {result['request_rate']:g} requests/s"
@@ -219,9 +219,23 @@ def _longest_queues(timeline: Mapping[str, Any]) -> float:
     return timeline["seconds"][queues.index(max(queues))]
 
 
-def _lanes(axes: Axes, timeline: Mapping[str, Any]) -> None:
-    """One for each instance, filled as far as its memory is."""
-    for lane, (name, shares) in enumerate(timeline["used"].items()):
+def lanes(timeline: Mapping[str, Any]) -> dict[str, int]:
+    """The lane of each instance; one that has left makes room for the next that comes."""
+    found: dict[str, int] = {}
+    ends: list[int] = []
+    for name, shares in timeline["used"].items():
+        there = [index for index, share in enumerate(shares) if share is not None]
+        lane = next((lane for lane, end in enumerate(ends) if end < there[0]), len(ends))
+        ends[lane : lane + 1] = [there[-1]]
+        found[name] = lane
+    return found
+
+
+def _fill(axes: Axes, timeline: Mapping[str, Any]) -> None:
+    """The lane of each instance, as far as its memory is."""
+    lane_of = lanes(timeline)
+    for name, shares in timeline["used"].items():
+        lane = lane_of[name]
         used = [lane + HEIGHT * (share or 0) for share in shares]
         there = [lane if share is None else lane + HEIGHT for share in shares]
         queues = zip(used, timeline["waiting"][name], strict=True)
@@ -229,18 +243,18 @@ def _lanes(axes: Axes, timeline: Mapping[str, Any]) -> None:
         for tops, colour in ((there, FREE), (used, USED), (waiting, WAITING)):
             areas = axes.fill_between(timeline["seconds"], lane, tops, step="post", color=colour)
             areas.set(linewidth=0, rasterized=True)  # an image is smaller than so many corners
-    lanes = range(len(timeline["used"]))
-    axes.set_yticks([lane + HEIGHT / 2 for lane in lanes], [str(lane + 1) for lane in lanes])
+    ticks = range(1 + max(lane_of.values()))
+    axes.set_yticks([lane + HEIGHT / 2 for lane in ticks], [str(lane + 1) for lane in ticks])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_ylim(-0.05, len(lanes))
+    axes.set_ylim(-0.05, len(ticks))
 
 
 def _moves(axes: Axes, result: Result, window: tuple[float, float]) -> None:
-    lanes = {name: lane + HEIGHT / 2 for lane, name in enumerate(result["timeline"]["used"])}
+    middle = {name: lane + HEIGHT / 2 for name, lane in lanes(result["timeline"]).items()}
     for at, source, destination, *_ in result["moves"]:
-        if window[0] <= at <= window[1] and {source, destination} <= lanes.keys():
-            ends = [lanes[source], lanes[destination]]
+        if window[0] <= at <= window[1] and {source, destination} <= middle.keys():
+            ends = [middle[source], middle[destination]]
             axes.plot([at, at], ends, color=MOVE, lw=0.8, marker="o", ms=3, markevery=[1])
 
 

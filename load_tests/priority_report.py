@@ -93,7 +93,7 @@ def gains(found: Sequence[Comparison]) -> str:
 
 def draw(found: Sequence[Comparison], file: Path) -> None:
     """Two bars for each class of each pair of runs."""
-    with plots.canvas(file, 1, len(NUMBERS), (14, 3)) as (figure, grid):
+    with plots.canvas(file, 1, len(NUMBERS), (16, 3)) as (figure, grid):
         for axes, title in zip(grid.flat, NUMBERS, strict=True):
             _bars(axes, found, title)
         handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -114,7 +114,7 @@ def _bars(axes: Axes, found: Sequence[Comparison], title: str) -> None:
             axes.bar(left + side * width, height, 0.9 * width, color=colour, label=label)
     middle = width * (len(names) - 0.5)
     ticks = [f"{scenario}\n{rate:g}/s" for scenario, rate in places]
-    axes.set_xticks([index + middle for index in range(len(places))], ticks, fontsize=7)
+    axes.set_xticks([index + middle for index in range(len(places))], ticks, fontsize=6)
     axes.set_title(title)
     axes.grid(axis="y")
     axes.set_axisbelow(True)

@@ -85,7 +85,7 @@ COMPARED = {
     "TPOT P99, ms": "p99_tpot_ms",
 }
 
-WORDS = ("scenario", "backend", "policy", "baseline", "class")
+WORDS = ("scenario", "backend", "policy", "baseline", "class", "variant")
 """Columns that are not numbers."""
 
 RATIO_NOTE = "A baseline's number over that of Llumnix at the same rate: above 1, Llumnix leads."

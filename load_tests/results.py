@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from deployments.policy.load import InstanceLoad, InstanceState
+from deployments.policy.load import InstanceLoad
 from load_tests.metrics import percentile
 from load_tests.outcome import Run, Sample, Served
 from migration.snapshot import MigrationRecord
@@ -241,8 +241,4 @@ def _timeline(samples: Sequence[Sample]) -> Result:
         "waiting": series(lambda load: load.waiting),
         "running": series(lambda load: load.running),
         "fragmentation": [round(fragmentation(sample.loads), 4) for sample in kept],
-        "instances": {
-            state: [sum(load.state == state for load in sample.loads) for sample in kept]
-            for state in get_args(InstanceState)
-        },
     }

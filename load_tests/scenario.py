@@ -136,18 +136,23 @@ class Scenario(Section):
     args: dict[str, Any] = Field(
         default_factory=dict, description="changes to the fleet's `args`, for all policies"
     )
+    variants: dict[NonEmpty, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="further changes to `args`, by name; each makes a scenario NAME@VARIANT",
+    )
 
     @field_validator("policies")
     @classmethod
     def _known(cls, policies: list[str]) -> list[str]:
         return [_one_of(BASELINES, policy) for policy in policies]
 
-    @field_validator("args")
+    @field_validator("args", "variants")
     @classmethod
-    def _leave_to_others(cls, args: dict[str, Any]) -> dict[str, Any]:
-        for path, key in SET_ELSEWHERE.items():
-            if _has(args, path):
-                raise ValueError(f"{'.'.join(path)} cannot be set here, {key!r} does that")
+    def _leave_to_others(cls, args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        for changes in [args] if info.field_name == "args" else args.values():
+            for path, key in SET_ELSEWHERE.items():
+                if _has(changes, path):
+                    raise ValueError(f"{'.'.join(path)} cannot be set here, {key!r} does that")
         return args
 
     @model_validator(mode="after")
@@ -178,6 +183,15 @@ class Scenario(Section):
     def _instances(self) -> dict[str, Any]:
         scaled = "autoscaling" in self.args
         return {"autoscaling": {"max": self.instances}} if scaled else {"replicas": self.instances}
+
+    def each(self) -> list["Scenario"]:
+        """Its variants; itself, where it has none."""
+        if not self.variants:
+            return [self]
+        return [
+            self.changed(name=f"{self.name}@{name}", args=merge(self.args, more), variants={})
+            for name, more in self.variants.items()
+        ]
 
     def changed(self, **changes: Any) -> "Scenario":
         """The same scenario, with other values for some keys. Raises ScenarioError."""

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deployments.policy.load import InstanceLoad
+
 
 @dataclass(frozen=True, slots=True)
 class ScalingRule:
@@ -30,6 +32,15 @@ class Demand:
     blocks_total: int
     blocks: float
     requests: int
+
+    @staticmethod
+    def of(load: InstanceLoad) -> "Demand":
+        """From what the instance tells of its load."""
+        if load.state != "running":
+            return Demand(0, 0.0, 0)
+        usage = load.blocks_total - load.freeness * max(1, load.running + bool(load.waiting))
+        blocks = usage - load.head_of_line_blocks + load.due_blocks
+        return Demand(load.blocks_total, blocks, load.running + load.waiting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +82,9 @@ def scale(
     freeness over `freeness_low`, and one is stopped where it is over `freeness_high` and would not
     fall under `freeness_low` for it. So a steady load comes to rest.
 
-    Instances that are starting count where more are wanted; before they are there, none is stopped.
+    Instances that are starting count where more are wanted, and never as idle: where one is stopped
+    while others start, those that run are over `freeness_high` by themselves. So one that cannot
+    start, for want of a GPU, does not keep the others from being stopped.
     """
     target = max(rule.min, min(rule.max, target))
     running = [demand for demand in demands if demand.blocks_total]
@@ -84,6 +97,6 @@ def scale(
     least = math.ceil(period.blocks_for(rule.freeness_low) / capacity)
     most = period.blocks_for(rule.freeness_high) / capacity
     change = max(0, least - len(running) - starting)
-    if not starting and len(running) > max(most, least):
+    if len(running) > max(most, least):
         change = -1
     return max(rule.min, min(rule.max, target + change)), Period(now)

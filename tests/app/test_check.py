@@ -231,6 +231,13 @@ class TestGpus:
         content["applications"].append(first | {"name": "second", "route_prefix": "/second"})
         assert verdict(content) == "6 GPUs are asked for by the replicas, but 4 are there"
 
+    def test_a_scaled_fleet_wants_those_it_begins_with(self, content, verdict):
+        args = content["applications"][0]["args"]
+        args["autoscaling"] = {"min": 3, "max": 8}
+        assert verdict(content) == "ok: tiny, 3 to 8 replicas"
+        args["autoscaling"]["initial"] = 5
+        assert verdict(content) == "5 GPUs are asked for by the replicas, but 4 are there"
+
 
 def test_gpus_given_to_a_cpu_engine_must_be_there_too(content, verdict, monkeypatch):
     monkeypatch.setattr(check, "_gpus_there", lambda: 0)

@@ -71,6 +71,26 @@ def test_every_key_can_be_set():
     assert config.admin.api_key == "secret"
 
 
+def test_instances_are_scaled_where_the_user_says_so():
+    assert load(args()).autoscaling is None
+    scaled = load(args(autoscaling={"max": 8})).autoscaling
+    assert (scaled.min, scaled.max, scaled.initial) == (1, 8, None)
+    assert (scaled.freeness_low, scaled.freeness_high, scaled.period_s) == (10, 60, 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        ({}, 2),
+        ({"replicas": 3}, 3),
+        ({"autoscaling": {"min": 2, "max": 8}}, 2),
+        ({"autoscaling": {"min": 2, "max": 8, "initial": 5}}, 5),
+    ],
+)
+def test_instances_to_begin_with(changes, first):
+    assert load(args(**changes)).first_replicas == first
+
+
 def test_queues_are_bounded_unless_the_user_says_otherwise():
     assert load(args()).priorities["high"].max_queued_tokens == 2_000_000
     assert load(args()).priorities["normal"].max_queue_s == 60
@@ -114,6 +134,31 @@ def test_a_loaded_configuration_does_not_change():
         (args(replicas="3"), "replicas: must be a valid integer, not '3'"),
         (args(replicas=True), "replicas: must be a valid integer, not True"),
         (args(replicas=0), "replicas: must be greater than or equal to 1, not 0"),
+        (
+            args(replicas=2, autoscaling={"max": 8}),
+            "args: replicas and autoscaling are both given; keep one of them",
+        ),
+        (args(autoscaling={"min": 2}), "autoscaling.max: missing; it is most instances"),
+        (
+            args(autoscaling={"min": 0, "max": 1}),
+            "autoscaling.min: must be greater than or equal to 1, not 0",
+        ),
+        (
+            args(autoscaling={"min": 3, "max": 2}),
+            "autoscaling: max is 2, fewer than min, which is 3",
+        ),
+        (
+            args(autoscaling={"max": 2, "initial": 3}),
+            "autoscaling: initial is 3, not from 1 to 2",
+        ),
+        (
+            args(autoscaling={"max": 2, "freeness_low": 60}),
+            "autoscaling: freeness_high must be more than freeness_low",
+        ),
+        (
+            args(autoscaling={"max": 2, "period": 3}),
+            "autoscaling.period: unknown key; did you mean 'period_s'?",
+        ),
         (args(dispatch="freness"), "dispatch: 'freness' is not known; did you mean 'freeness'?"),
         (
             args(engine="sglang"),
@@ -216,7 +261,10 @@ def test_a_loaded_configuration_does_not_change():
             engine(tensor_parallel_size=0),
             "model.engine_kwargs.tensor_parallel_size: must be a whole number of at least 1",
         ),
-        (args(a=1, b=2, c=3), "a: unknown key; known here: admin, autoscaling, dispatch, engine, migration,"),
+        (
+            args(a=1, b=2, c=3),
+            "a: unknown key; known here: admin, autoscaling, dispatch, engine, migration,",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(wrong, line):

@@ -7,20 +7,25 @@ from types import SimpleNamespace
 import pytest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest, FinishReason
+from vllm.v1.serial_utils import MsgpackDecoder
 
-from app import fleet_client, refusals
+from app import fleet_client, refusals, request_context
 from app.config import PriorityClass
 from app.fleet_client import PLACE_S, FleetClient
 from app.gate import Gate
 from app.journal import Entry, Journal
 from app.priorities import Priorities
 from app.refusals import Answer
+from app.request_context import RequestContext
 from migration.ownership import Outcome
 from migration.snapshot import MigrationRecord, Submission
 from tests.app.fakes import FakeReplicas
 from tests.virtual import virtually
 
-CLASSES = {"normal": PriorityClass(max_queued_tokens=10)}
+CLASSES = {
+    "high": PriorityClass(priority=-10, api_keys=["sk-high"]),
+    "normal": PriorityClass(max_queued_tokens=10),
+}
 
 
 class Ingress:
@@ -38,9 +43,10 @@ class Ingress:
         self.ended: list[str] = []
         self.client.endings.connect(self._abort)
 
-    async def add(self, request_id: str, prompt_tokens: int = 8) -> None:
+    async def add(self, request_id: str, prompt_tokens: int = 8, priority: int = 0) -> None:
         """As AsyncLLM does."""
         request = EngineCoreRequest(
+            priority=priority,
             request_id=request_id,
             prompt_token_ids=list(range(prompt_tokens)),
             mm_features=None,
@@ -119,6 +125,25 @@ async def test_a_move_is_dated_by_the_clock_of_the_ingress_that_hears_of_it(
     assert [(move.destination, move.at) for move in moved.migrations] == [("b", 1.7e9)]
 
 
+@pytest.mark.parametrize(
+    ("key", "priority", "placed"),
+    [("sk-high", 0, ("high", -10)), ("", -99, ("normal", 0)), ("sk-high", 5, ("normal", 5))],
+)
+async def test_a_request_is_of_the_class_and_as_urgent_as_its_caller_may_have_it(
+    key: str, priority: int, placed: tuple[str, int]
+) -> None:
+    ingress = Ingress()
+    caller = Priorities(CLASSES).caller(f"Bearer {key}")
+    token = request_context.current.set(RequestContext(caller=caller))
+    await ingress.add("r1", priority=priority)
+    request_context.current.reset(token)
+    await ingress.replicas.until_submitted(1)
+
+    submission = ingress.replicas.submitted["r1"]
+    request = MsgpackDecoder(EngineCoreRequest).decode(submission.request)
+    assert (submission.priority_class, request.priority) == placed
+
+
 @virtually
 async def test_a_request_that_no_instance_takes_is_refused_and_its_call_cancelled(
     monkeypatch: pytest.MonkeyPatch, answer: Answer
@@ -133,7 +158,7 @@ async def test_a_request_that_no_instance_takes_is_refused_and_its_call_cancelle
 
     assert answer.refusal is not None
     assert answer.refusal.status == 503
-    assert "no instance takes the request: none did for 10 s" in answer.refusal.message
+    assert "no instance takes the request: none did for 30 s" in answer.refusal.message
     assert (ingress.ended, ingress.replicas.cancelled) == (["r1"], {"r1"})
     assert ingress.client.journal.live() == []
 

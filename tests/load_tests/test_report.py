@@ -196,6 +196,13 @@ def test_a_policy_that_is_not_known_is_called_by_its_name_and_comes_last():
     assert plots.style("zigzag").label == "zigzag"
 
 
+def test_an_instance_that_left_makes_room_in_the_figure_for_one_that_comes():
+    x, y, z = (load(name) for name in "xyz")
+    samples = [Sample(float(n), there) for n, there in enumerate([(x,), (x, y), (y, x), (y, z)])]
+    timeline = to_json(a_run(samples=samples))["timeline"]
+    assert plots.lanes(timeline) == {"x": 0, "y": 1, "z": 0}
+
+
 @pytest.mark.parametrize("moves", [3, 10 * plots.MOVES_SHOWN])
 def test_memory_shows_no_more_moves_than_can_be_told_apart(tmp_path, moves):
     run = of_ttft(1.0)

@@ -166,6 +166,19 @@ def test_timeline_of_instances_that_come_and_go():
     assert timeline["running"]["x"] == [3, 0, None]
 
 
+def test_instances_are_paid_for_while_they_are_there_whatever_they_do():
+    starting, draining = load("y", total=0, state="starting"), load("x", state="draining")
+    samples = [
+        Sample(0.0, (load("x"),)),
+        Sample(4.0, (load("x"), starting)),
+        Sample(6.0, (draining, load("y"))),
+        Sample(9.0, (load("y"),)),
+    ]
+    result = of(samples=samples)
+    assert result["instance_seconds"] == pytest.approx(4 + 2 * 5 + 1)
+    assert result["mean_instances"] == pytest.approx(1.5)
+
+
 @pytest.mark.parametrize(("samples", "points"), [(POINTS, POINTS), (POINTS + 1, 301), (6000, 600)])
 def test_a_long_timeline_is_thinned_out_over_all_of_it(samples, points):
     timeline = of(samples=[Sample(float(n), (load(used=n % 7),)) for n in range(samples)])

@@ -88,6 +88,28 @@ def test_fleet_args(scenario):
     }
 
 
+def test_a_fleet_that_is_scaled_has_so_many_instances_at_most(scenario):
+    mine = scenario(instances=4, args={"autoscaling": {"min": 2}})
+    fleet = config.load(mine.fleet_args("llumnix"))
+    assert (fleet.autoscaling.min, fleet.autoscaling.max) == (2, 4)
+
+
+def test_each_variant_is_a_scenario_with_further_changes(scenario):
+    mine = scenario(
+        args={"migration": {"in_threshold": 7}, "autoscaling": {"min": 2}},
+        variants={
+            "eager": {"autoscaling": {"period_s": 1}},
+            "lazy": {"autoscaling": {"period_s": 60, "min": 1}},
+        },
+    )
+    eager, lazy = mine.each()
+    assert (eager.name, lazy.name) == ("mine@eager", "mine@lazy")
+    assert eager.args["autoscaling"] == {"min": 2, "period_s": 1}
+    assert lazy.args["autoscaling"] == {"min": 1, "period_s": 60}
+    assert eager.args["migration"] == mine.args["migration"]
+    assert eager.each() == [eager]
+
+
 def test_nobody_is_refused_unless_the_scenario_says_so(scenario):
     bounded = scenario(args={"priorities": {"normal": {"max_queue_s": 10.0}}})
     for mine, max_queue_s in ((scenario(), None), (bounded, 10.0)):
@@ -177,6 +199,8 @@ def test_a_file_that_is_too_short(scenario, burstgpt):
             "arrivals.process: recorded needs a file of burstgpt, mooncake, azure",
         ),
         ({"args": {"replicas": 2}}, "args: replicas cannot be set here, 'instances' does that"),
+        ({"args": {"autoscaling": {"max": 2}}}, "args: autoscaling.max cannot be set here"),
+        ({"variants": {"x": {"replicas": 2}}}, "variants: replicas cannot be set here"),
         ({"args": {"migration": {"enabled": True}}}, "args: migration.enabled cannot be set here"),
     ],
 )
@@ -203,6 +227,19 @@ def test_no_such_scenario():
         ScenarioError, match=r"'x-x' is no scenario.*burstgpt, burstgpt-4, l-l, l-s"
     ):
         load_scenario("x-x")
+
+
+@pytest.mark.parametrize(
+    ("name", "rates", "cv"),
+    [("autoscale", [2.0, 2.5, 3.0], 1), *((f"autoscale-cv{cv}", [2.0], cv) for cv in (2, 4, 6))],
+)
+def test_the_papers_scenarios_of_auto_scaling(name, rates, cv):
+    paper = load_scenario(name)
+    assert (paper.rates, paper.arrivals.cv) == (rates, cv)
+    for variant in paper.each():
+        infaas, llumnix = (config.load(variant.fleet_args(name)) for name in paper.policies)
+        assert infaas.autoscaling == llumnix.autoscaling
+        assert llumnix.autoscaling.max == 16
 
 
 @pytest.mark.parametrize("name", ["s-s", "m-m", "l-l", "s-l", "l-s", "sharegpt", "burstgpt"])

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.policy.load import InstanceLoad, freeness, virtual_usage
+from deployments.policy.load import InstanceLoad, freeness, headroom_of, virtual_usage
 from deployments.policy.pairing import PairingRule, Target, pair
 from deployments.policy.selection import Movable, choose_request
 
-TOTAL = 100
+TOTAL, HEADROOM = 100, {"urgent": 40}
 
 
 @dataclass(eq=False)
@@ -17,6 +17,7 @@ class Request:
     name: str
     blocks: int
     since: float
+    urgent: bool = False
 
 
 @dataclass(eq=False)
@@ -34,7 +35,11 @@ class Instance:
     def load(self) -> InstanceLoad:
         head = self.waiting[0] if self.waiting else None
         demand = head.blocks if head else 0
-        usage = virtual_usage(TOTAL - self.free, self.free, demand, False, 0, False)
+        urgent = ["urgent" for request in (*self.running, *self.waiting) if request.urgent]
+        kept = headroom_of(urgent, HEADROOM)
+        usage = virtual_usage(
+            TOTAL - self.free, self.free, demand, False, sum(kept.values()), False
+        )
         return InstanceLoad(
             self.name,
             "running",
@@ -45,6 +50,8 @@ class Instance:
             head_of_line_blocks=demand,
             head_of_line_since=head.since if head else 0.0,
             freeness=freeness(TOTAL, usage, len(self.running), len(self.waiting)),
+            headroom_blocks=kept,
+            staying=len(urgent),
         )
 
     def schedule(self) -> None:
@@ -55,7 +62,14 @@ class Instance:
         """Chosen as the llumlet does."""
         demand = self.waiting[0].blocks if self.waiting else 0
         movable = [
-            Movable(request.name, 0, request.blocks, request.blocks, request in self.waiting)
+            Movable(
+                request.name,
+                -10 * request.urgent,
+                request.blocks,
+                request.blocks,
+                request in self.waiting,
+                request.urgent,
+            )
             for request in (*self.waiting, *self.running)
         ]
         name = choose_request(movable, room, max(demand, len(self.running)) - self.free)
@@ -80,7 +94,7 @@ def move_once(fleet: dict[str, Instance], source: str, target: Target) -> bool:
     assert there.free >= len(there.running), "somebody is preempted there"
     if was_blocked:
         assert there.load().blocks_used > taker.blocks_used, "idle blocks are used"
-    else:
+    elif not request.urgent:
         assert there.load().freeness > before.freeness, "the imbalance rose"
     if len(here.waiting) == waited and before.freeness >= 0:
         assert here.load().freeness > before.freeness, "nothing was gained"
@@ -95,7 +109,8 @@ def fleets(draw) -> dict[str, Instance]:
         instance = Instance(f"i{number}")
         for blocks in draw(st.lists(st.integers(1, 60), max_size=8)):
             count += 1
-            instance.waiting.append(Request(f"r{count}", blocks, draw(st.floats(0, 100))))
+            since, urgent = draw(st.floats(0, 100)), draw(st.integers(0, 3)) == 3
+            instance.waiting.append(Request(f"r{count}", blocks, since, urgent))
         instance.schedule()
         fleet[instance.name] = instance
     return fleet

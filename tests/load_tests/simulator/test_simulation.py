@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import yaml
 
 from app.config import load
-from deployments.emulated.profile import load_profile
 from deployments.emulated.worker import EmulatedWorker
 from load_tests import simulate
 from load_tests.outcome import Served
@@ -50,29 +48,6 @@ class Outcome:
     @property
     def worst_ttft(self) -> float:
         return max(one.tokens[0] - one.arrival for one in self.served)
-
-
-@pytest.fixture(scope="module")
-def profile(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An A10 with little memory: three long requests are too many."""
-    a10 = load_profile("a10-llama-7b")
-    small = msgspec.structs.replace(a10, blocks=64, max_batch=16, max_step_tokens=512)
-    file = tmp_path_factory.mktemp("profiles") / "small.json"
-    file.write_bytes(msgspec.json.encode(small))
-    return str(file)
-
-
-@pytest.fixture(scope="module")
-def args(tiny_llama: Path, profile: str) -> dict[str, Any]:
-    return {
-        "model": {
-            "model_id": "emulated",
-            "model_source": str(tiny_llama),
-            "engine_kwargs": {"enable_prefix_caching": False},
-        },
-        "engine": {"emulated": {"profile": profile}},
-        "dispatch": "round_robin",
-    }
 
 
 def play(args: Mapping[str, Any], trace: list[TraceRequest], **changes: Any) -> Outcome:
@@ -210,6 +185,24 @@ def test_an_engine_that_fails_ends_the_run(args, monkeypatch):
     monkeypatch.setattr(EmulatedWorker, "execute_model", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         play(args, MIXED)
+
+
+AN_URGENT_ONE = [TraceRequest(0.01 * n, 60, 200) for n in range(8)]
+AN_URGENT_ONE += [TraceRequest(0.5, 60, 100, "high"), TraceRequest(0.52, 60, 100)]
+URGENT = "r000008"
+
+
+@pytest.mark.parametrize("headroom_tokens", [0, 700])
+def test_others_make_way_for_an_urgent_request_where_its_class_wants_headroom(
+    args, headroom_tokens
+):
+    classes = {"high": {"priority": -10, "headroom_tokens": headroom_tokens}, "normal": {}}
+    outcome = play(args, AN_URGENT_ONE, dispatch="freeness", priorities=classes)
+    ended = next(one for one in outcome.served if one.request_id == URGENT).tokens[-1]
+    moved = [move for move in outcome.moved if move.at < ended]
+    assert URGENT not in {move.request_id for move in moved}
+    assert len({move.source for move in moved}) == (1 if headroom_tokens else 0)
+    assert [one.error for one in outcome.served] == [""] * 10
 
 
 OVERLOAD = [TraceRequest(n / 20, 100, 60) for n in range(200)]
