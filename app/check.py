@@ -17,8 +17,9 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from app.config import ConfigError, FleetConfig, load, local_folder, resources
-from app.validation import hint
+from app.config import FleetConfig, load, local_folder
+from app.resources import resources
+from app.validation import ConfigError, hint
 
 IMPORT_PATHS = ("app.main:build_app", "app.main.build_app")
 DEPLOYMENTS = ("Ingress", "Scheduler", "LLMReplica")

@@ -7,8 +7,10 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from app.check import validate_args
-from app.config import ConfigError, FleetConfig, resources
+from app.config import FleetConfig
 from app.ingress import Ingress
+from app.resources import resources
+from app.validation import ConfigError
 from deployments.autoscaling import autoscaling_config
 from deployments.messages import INGRESS, REPLICA, SCHEDULER
 from deployments.policy.pairing import PairingRule
@@ -115,7 +117,7 @@ def scaling_rule(config: FleetConfig) -> ScalingRule | None:
 
 
 def _instances(config: FleetConfig) -> dict[str, Any]:
-    rule = scaling_rule(config)
-    if rule is None:
+    rule, settings = scaling_rule(config), config.autoscaling
+    if rule is None or settings is None:
         return {"num_replicas": config.replicas}
-    return {"autoscaling_config": autoscaling_config(rule, config.first_replicas)}
+    return {"autoscaling_config": autoscaling_config(rule, settings.initial)}

@@ -10,6 +10,10 @@ from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 
+class ConfigError(ValueError):
+    """One line: the key by its dotted path, what is wrong with it, and a hint."""
+
+
 def problem(error: ValidationError, model: type[BaseModel], whole: str = "") -> str:
     """The first of the errors that `model` found, the key by its dotted path, and a hint.
 

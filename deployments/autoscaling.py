@@ -55,8 +55,12 @@ class FreenessAutoscaling:
         return wanted, {"period": period}
 
 
-def autoscaling_config(rule: ScalingRule, initial: int) -> AutoscalingConfig:
-    """Serve's settings for it. Its own delays are 0: the policy has a period."""
+def autoscaling_config(rule: ScalingRule, initial: int | None) -> AutoscalingConfig:
+    """Serve's settings for it. Its own delays are 0: the policy has a period.
+
+    Serve begins with `initial` replicas whenever a changed fleet is deployed; None: with as many as
+    there are.
+    """
     return AutoscalingConfig(
         min_replicas=rule.min,
         max_replicas=rule.max,

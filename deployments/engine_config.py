@@ -15,7 +15,8 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor import Executor
 
-from app.config import EngineConfig, ModelConfig, executor
+from app.config import EngineConfig, ModelConfig
+from app.resources import executor
 from deployments.emulated import worker as emulated
 from deployments.emulated.profile import load_profile
 

@@ -25,8 +25,9 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreRequest
 
 from app.check import read_yaml
-from app.config import ConfigError, FleetConfig, cpu_build, load
-from app.validation import hint
+from app.config import FleetConfig, load
+from app.resources import cpu_build
+from app.validation import ConfigError, hint
 from deployments import engine_config
 from deployments.emulated.profile import work
 from load_tests.profile_fit import Copy, Step, fit, save, table

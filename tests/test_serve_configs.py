@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from app import check
-from app import config as app_config
+from app import resources as app_resources
 
 CONFIGS = Path(__file__).parents[1] / "serve_configs"
 PLAIN = sorted(CONFIGS.glob("*.yaml"))
@@ -16,7 +16,7 @@ PLAIN = sorted(CONFIGS.glob("*.yaml"))
 def big_machine(request, monkeypatch):
     """GPUs, models and vLLM's CUDA build, where a file is meant for such."""
     if "llama.yaml" not in request.node.name:
-        monkeypatch.setattr(app_config, "cpu_build", lambda: False)
+        monkeypatch.setattr(app_resources, "cpu_build", lambda: False)
         monkeypatch.setattr(check, "_gpus_there", lambda: 64)
     monkeypatch.setattr(check, "_check_model", lambda config: None)
 

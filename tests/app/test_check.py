@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from app import check
-from app import config as app_config
-from app.config import ConfigError
+from app import resources as app_resources
+from app.validation import ConfigError
 
 PROJECT = Path(__file__).parents[2]
 
@@ -59,7 +59,7 @@ def verdict(tmp_path):
 
 @pytest.fixture
 def four_gpus(monkeypatch):
-    monkeypatch.setattr(app_config, "cpu_build", lambda: False)
+    monkeypatch.setattr(app_resources, "cpu_build", lambda: False)
     monkeypatch.setattr(check, "_gpus_there", lambda: 4)
 
 

@@ -6,7 +6,10 @@ from ray.serve._private.config import ReplicaConfig
 
 from app import config as app_config
 from app import engine_args
-from app.config import ConfigError, executor, load, resources
+from app import resources as app_resources
+from app.config import load
+from app.resources import executor, resources
+from app.validation import ConfigError
 
 
 def args(**changes):
@@ -23,7 +26,7 @@ def engine(**kwargs):
 
 @pytest.fixture
 def cuda_build(monkeypatch):
-    monkeypatch.setattr(app_config, "cpu_build", lambda: False)
+    monkeypatch.setattr(app_resources, "cpu_build", lambda: False)
 
 
 def test_only_the_model_must_be_named():

@@ -34,6 +34,6 @@ def test_serve_scales_by_every_key_of_autoscaling():
     assert scaled.policy.policy_kwargs == {"min": 2, "max": 7} | thresholds
 
 
-def test_a_scaled_fleet_begins_with_its_fewest_instances():
+def test_an_update_leaves_a_scaled_fleet_as_large_as_it_is():
     scaled = replicas(autoscaling={"min": 2, "max": 7})._deployment_config.autoscaling_config
-    assert scaled.initial_replicas == 2
+    assert (scaled.min_replicas, scaled.initial_replicas) == (2, None)

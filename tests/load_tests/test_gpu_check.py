@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import pytest
 
-from app import config
+from app import resources
 from app.config import load
 from load_tests import gpu_check
 from load_tests.gpu_check import HEADING, Result, Run, overrides, requests, tokens_of
@@ -73,11 +73,11 @@ def test_one_replica_needs_two_gpus_as_well(monkeypatch):
 
 
 def test_the_fleet_accepts_the_overrides(monkeypatch):
-    monkeypatch.setattr(config, "cpu_build", lambda: False)
+    monkeypatch.setattr(resources, "cpu_build", lambda: False)
     args = overrides(Namespace(model="org/llama", tensor_parallel_size=2, replicas=3))
     loaded = load(args)
     assert (loaded.migration.backend, loaded.migration.enabled) == ("nccl", False)
-    assert config.ranks(loaded.model) == 2
+    assert resources.ranks(loaded.model) == 2
 
 
 def test_requests_are_greedy_and_seeded_in_turn_and_always_the_same():
