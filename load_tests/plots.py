@@ -172,13 +172,13 @@ def _lines(axes: Axes, values: Mapping[tuple[str, float], float]) -> None:
             *zip(*points, strict=True), color=look.colour, marker=look.marker, label=look.label
         )
         line[0].set(markersize=4, linewidth=look.width, zorder=2 + look.width)
-    _scale(axes, list(values.values()))
+    scale(axes, list(values.values()))
     axes.grid(axis="y")
     rates = sorted({rate for _, rate in values})
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
 
 
-def _scale(axes: Axes, values: Sequence[float]) -> None:
+def scale(axes: Axes, values: Sequence[float]) -> None:
     """Logarithmic where the values span a decade, else from 0."""
     low, high = min(values), max(values)
     if low <= 0 or high < 10 * low:

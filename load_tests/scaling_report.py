@@ -17,7 +17,7 @@ NOTE = (
     " scenario's variants have other thresholds of auto-scaling."
 )
 EQUAL_NOTE = (
-    f"Of each run of {plots.style(LLUMNIX).label}: the instances with which"
+    f"Of each run of {plots.style(LLUMNIX).label}: the instance-hours with which"
     f" {plots.style(RIVAL).label} has the same P99 TTFT, between two of its runs."
 )
 
@@ -42,6 +42,11 @@ class Cost:
     def instances(self) -> float:
         """Mean over time."""
         return self.result["mean_instances"]
+
+    @property
+    def hours(self) -> float:
+        """Of all instances together."""
+        return self.result["instance_seconds"] / 3600
 
     @property
     def p99_s(self) -> float:
@@ -84,22 +89,22 @@ def present(result: Result) -> list[int]:
     return [sum(share is not None for share in of_all) for of_all in shares]
 
 
-def instances_at(costs: Sequence[Cost], p99_s: float) -> float | None:
-    """Instances with which a policy has this P99 TTFT; None where it never is as fast.
+def hours_at(costs: Sequence[Cost], p99_s: float) -> float | None:
+    """Instance-hours with which a policy has this P99 TTFT; None where it never is as fast.
 
-    Between two runs the logarithm of the P99 is taken for linear. A run that is slower than one
-    with fewer instances is left out.
+    Between two runs the logarithm of the P99 is taken for linear. A run that is slower than a
+    cheaper one is left out.
     """
     better: list[Cost] = []
-    for cost in sorted(costs, key=lambda cost: cost.instances):
+    for cost in sorted(costs, key=lambda cost: cost.hours):
         if not better or cost.p99_s < better[-1].p99_s:
             better.append(cost)
     if better and better[0].p99_s <= p99_s:
-        return better[0].instances
+        return better[0].hours
     for slow, fast in pairwise(better):
         if fast.p99_s <= p99_s:
             share = math.log(slow.p99_s / p99_s) / math.log(slow.p99_s / fast.p99_s)
-            return slow.instances + share * (fast.instances - slow.instances)
+            return slow.hours + share * (fast.hours - slow.hours)
     return None
 
 
@@ -109,7 +114,7 @@ def cost_table(found: Sequence[Cost]) -> str:
         [
             *(cost.scenario, cost.backend, f"{cost.rate:g}", cost.variant or "-"),
             *(plots.style(cost.policy).label, number(cost.instances)),
-            number(cost.result["instance_seconds"] / 3600),
+            number(cost.hours),
             number(cost.p99_s),
             number(cost.result["mean_ttft_ms"] / 1000),
             number(cost.result["p99_tpot_ms"]),
@@ -127,19 +132,19 @@ def saving_table(found: Sequence[Cost]) -> str:
         theirs = [one for one in found if one.place == ours.place and one.policy == RIVAL]
         if ours.policy != LLUMNIX or not theirs:
             continue
-        needed = instances_at(theirs, ours.p99_s)
-        most = max(one.instances for one in theirs)
+        needed = hours_at(theirs, ours.p99_s)
+        most = max(one.hours for one in theirs)
         rows.append(
             [
                 *(ours.scenario, ours.backend, f"{ours.rate:g}", ours.variant or "-"),
                 number(ours.p99_s),
-                number(ours.instances),
+                number(ours.hours),
                 f"over {number(most)}" if needed is None else number(needed),
-                "" if needed is None else number(100 * (1 - ours.instances / needed)),
+                "" if needed is None else number(100 * (1 - ours.hours / needed)),
             ]
         )
     labels = [plots.style(policy).label for policy in (LLUMNIX, RIVAL)]
-    heads = ["P99 TTFT, s", *(f"instances, {label}" for label in labels), "fewer, %"]
+    heads = ["P99 TTFT, s", *(f"hours, {label}" for label in labels), "fewer, %"]
     return table(["scenario", "backend", "req/s", "variant", *heads], rows)
 
 
@@ -170,7 +175,7 @@ def _curves(axes: Axes, found: Sequence[Cost]) -> None:
             label=look.label,
         )
         line[0].set(markersize=4, linewidth=look.width)
-    axes.set_yscale("log")
+    plots.scale(axes, [cost.p99_s for cost in found])
     axes.grid(axis="y")
 
 
@@ -185,6 +190,7 @@ def _over_time(axes: Axes, found: Sequence[Cost]) -> None:
                 timeline["seconds"], present(cost.result), where="post", color=look.colour, lw=1
             )
     axes.set_ylim(0, None)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_title(f"instances over time, variant {variant}" if variant else "instances over time")
     axes.margins(x=0)
     axes.grid(axis="y")

@@ -5,19 +5,17 @@ import pytest
 from load_tests import plots, scaling_report
 from load_tests.outcome import Sample
 from load_tests.results import save
-from load_tests.scaling_report import costs, instances_at
+from load_tests.scaling_report import costs, hours_at
 from tests.load_tests.runs import a_run, load, of_ttft
 from tests.load_tests.test_report import rows
 
 
 def scaled(ttft, instances, **about):
-    """A run of that P99 TTFT; it begins with one instance, and has so many on average."""
+    """Two hours of that P99 TTFT; they begin with one instance, and have so many on average."""
     run = of_ttft(ttft, **{"backend": "simulator", "rate": 2.0} | about)
-    many = int(2 * instances - 1)
-    run.samples = [
-        Sample(0.0, (load("x"),)),
-        Sample(5.0, tuple(load(f"x{n}") for n in range(many))),
-    ]
+    run.duration = 7200.0
+    many = tuple(load(f"x{n}") for n in range(2 * instances - 1))
+    run.samples = [Sample(0.0, (load("x"),)), Sample(3600.0, many)]
     return run
 
 
@@ -38,22 +36,23 @@ def results(tmp_path):
 
 def test_savings_are_those_at_equal_p99_ttft(results):
     saved = rows(scaling_report.write(results))
-    assert [(row["variant"], row["instances, Llumnix"]) for row in saved] == [
-        ("low", "4.00"),
-        ("mid", "6.00"),
-        ("high", "9.00"),
+    assert [(row["variant"], row["hours, Llumnix"]) for row in saved] == [
+        ("low", "8.00"),
+        ("mid", "12.0"),
+        ("high", "18.0"),
     ]
     low, mid, high = saved
-    assert (low["instances, INFaaS++"], low["fewer, %"]) == ("5.00", "20.0")
-    assert (mid["instances, INFaaS++"], mid["fewer, %"]) == ("7.00", "14.3")  # half of 6 to 8
-    assert (high["instances, INFaaS++"], high["fewer, %"]) == ("over 8.00", "")
+    assert (low["hours, INFaaS++"], low["fewer, %"]) == ("10.0", "20.0")
+    assert (mid["hours, INFaaS++"], mid["fewer, %"]) == ("14.0", "14.3")  # half of 12 to 16
+    assert (high["hours, INFaaS++"], high["fewer, %"]) == ("over 16.0", "")
 
 
 def test_the_report_has_all_runs_and_a_figure(results):
     scaling_report.write(results)
     shown = (results / "scaling.md").read_text()
     assert len(rows(shown, "# Auto-scaling")) == 6
-    assert rows(shown, "# Auto-scaling")[0]["hours"] == "0.0139"  # 5 instances, 10 seconds
+    first = rows(shown, "# Auto-scaling")[0]
+    assert (first["instances"], first["hours"]) == ("5.00", "10.0")
     assert "![autoscale, Simulator](simulator-autoscale-scaling.svg)" in shown
     svg = (results / "simulator-autoscale-scaling.svg").read_text()
     assert all(plots.style(policy).colour in svg for policy in ("llumnix", "infaas"))
@@ -76,9 +75,9 @@ def test_fleets_of_one_size_are_not_scaled(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("p99_s", "instances"), [(32.0, 4), (16.0, 4), (4.0, 5), (2.0, 5.5), (1.0, 6), (0.9, None)]
+    ("p99_s", "hours"), [(32.0, 8), (16.0, 8), (4.0, 10), (2.0, 11), (1.0, 12), (0.9, None)]
 )
-def test_a_run_that_is_slower_with_more_instances_is_left_out(tmp_path, p99_s, instances):
+def test_a_run_that_is_slower_than_a_cheaper_one_is_left_out(tmp_path, p99_s, hours):
     for name, ttft, number in (("a", 16.0, 4), ("b", 20.0, 5), ("c", 1.0, 6)):
         save(scaled(ttft, number, **variant(name)), tmp_path)
-    assert instances_at(list(costs(tmp_path)), p99_s) == pytest.approx(instances)
+    assert hours_at(list(costs(tmp_path)), p99_s) == pytest.approx(hours)
