@@ -7,6 +7,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from load_tests import plots
 from load_tests.report import BACKENDS, LLUMNIX, RIVAL, number, table
@@ -190,7 +191,7 @@ def _over_time(axes: Axes, found: Sequence[Cost]) -> None:
                 timeline["seconds"], present(cost.result), where="post", color=look.colour, lw=1
             )
     axes.set_ylim(0, None)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"instances over time, variant {variant}" if variant else "instances over time")
     axes.margins(x=0)
     axes.grid(axis="y")
