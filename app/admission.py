@@ -50,10 +50,17 @@ class Admission:
         """Why a new request cannot be taken; None where it can, as always by an empty queue."""
         return self._queues[priority_class].check(prompt_tokens, now)
 
-    def arrived(self, request_id: str, priority_class: str, prompt_tokens: int, now: float) -> None:
-        """It was taken."""
+    def arrived(
+        self,
+        request_id: str,
+        priority_class: str,
+        prompt_tokens: int,
+        now: float,
+        patient: bool = False,
+    ) -> None:
+        """It was taken. `patient`: it lets others of its class pass, and its wait tells nothing."""
         queue = self._of[request_id] = self._queues[priority_class]
-        queue.add(request_id, prompt_tokens, now)
+        queue.add(request_id, prompt_tokens, now, patient)
 
     def left(self, request_id: str) -> None:
         """It got its first token or ended without one; later calls do nothing."""
@@ -68,29 +75,37 @@ class _Queue:
         self._name = name
         self._max_tokens, self._max_s = limits.max_queued_tokens or inf, limits.max_queue_s or inf
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
+        self._patient: dict[str, int] = {}
         self._tokens = 0
         self._gone = 0
 
     def check(self, tokens: int, now: float) -> Full | None:
-        if not self._waiting:
-            return None
-        oldest = next(iter(self._waiting.values()))
-        waited = now - oldest.since
-        drain_s = self._drain_s(waited, self._gone - oldest.gone_before)
-        if self._tokens + tokens > self._max_tokens:
+        waited = drain_s = 0.0
+        if self._waiting:
+            oldest = next(iter(self._waiting.values()))
+            waited = now - oldest.since
+            drain_s = self._drain_s(waited, self._gone - oldest.gone_before)
+        if self._tokens and self._tokens + tokens > self._max_tokens:
             return self._full("queued_tokens", f"{self._tokens:,} prompt tokens wait", drain_s)
         paced = waited > PACE_SHARE * self._max_s
         if waited > self._max_s or (paced and drain_s > self._max_s):
-            return self._full("queue_time", f"its wait is {max(waited, drain_s):.0f} s", drain_s)
+            wait_s = max(waited, drain_s)  # one may be stuck while others pass
+            return self._full("queue_time", f"its wait is {wait_s:.0f} s", wait_s)
         return None
 
-    def add(self, request_id: str, tokens: int, now: float) -> None:
-        self._waiting[request_id] = _Waiting(now, tokens, self._gone)
+    def add(self, request_id: str, tokens: int, now: float, patient: bool) -> None:
+        if patient:
+            self._patient[request_id] = tokens
+        else:
+            self._waiting[request_id] = _Waiting(now, tokens, self._gone)
         self._tokens += tokens
 
     def remove(self, request_id: str) -> None:
-        self._tokens -= self._waiting.pop(request_id).tokens
-        self._gone += 1
+        if request_id in self._patient:
+            self._tokens -= self._patient.pop(request_id)
+        else:
+            self._tokens -= self._waiting.pop(request_id).tokens
+            self._gone += 1
 
     def _drain_s(self, waited: float, gone: int) -> float:
         """Seconds until all that wait have left, at the pace since the oldest one came."""

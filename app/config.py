@@ -133,7 +133,7 @@ class MigrationConfig(Section):
         default=3, description="an instance with less freeness hands requests over"
     )
     in_threshold: float = Field(
-        default=3, description="an instance with more freeness may take requests"
+        default=3, ge=1, description="an instance with more freeness may take requests"
     )
     min_gain: float = Field(
         default=1.0, ge=0, description="freeness that a move must win, or it is not made"

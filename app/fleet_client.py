@@ -89,7 +89,8 @@ class FleetClient(EngineCoreClient):
         """Returns at once: what goes wrong later arrives as the request's last output."""
         answer = refusals.current.get(None) or Answer(begun=True)
         entry = self._entry(request, answer)
-        if refusal := self._gate.admit(entry.submission, answer):
+        patient = self._priorities.is_patient(entry.submission.priority_class, request.priority)
+        if refusal := self._gate.admit(entry.submission, answer, patient):
             await self.endings.end(request.request_id, answer, refusal)
             return
         answer.running.add(request.request_id)

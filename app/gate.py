@@ -22,13 +22,18 @@ class Gate:
     def __init__(self, classes: Mapping[str, PriorityClass]) -> None:
         self._admission = Admission(classes)
         self._refused = Counter(
-            "llumnix_refused_total", "Requests answered with 429 or 503.", ("class", "reason")
+            "llumnix_refused_total",
+            "Requests that were not let in, or that no instance took.",
+            ("class", "reason"),
         )
         self._unlogged = 0
         self._logged_at = float("-inf")
 
-    def admit(self, submission: Submission, answer: Answer) -> Refusal | None:
-        """Let a request in, or say why not. What one HTTP request asks for is let in as a whole."""
+    def admit(self, submission: Submission, answer: Answer, patient: bool) -> Refusal | None:
+        """Let a request in, or say why not. What one HTTP request asks for is let in as a whole.
+
+        `patient`: it is less urgent than its class.
+        """
         if answer.refusal is not None:
             return answer.refusal
         # A prompt of embeddings has no tokens; it counts, or the number of such had no bound.
@@ -38,7 +43,7 @@ class Gate:
             self.turned_away(name, full.reason, full.detail)
             return Refusal(429, full.detail, full.retry_after_s)
         answer.admitted = True
-        self._admission.arrived(submission.request_id, name, tokens, now)
+        self._admission.arrived(submission.request_id, name, tokens, now, patient)
         return None
 
     def left(self, request_id: str) -> None:

@@ -10,7 +10,7 @@ from app.config import FleetConfig
 from deployments.messages import Hello
 from deployments.pinned import call
 
-HELLO_PAUSE_S = 0.5
+HELLO_PAUSE_S = 1.0
 """Between two questions, while only instances of the configuration before are up."""
 
 logger = logging.getLogger("ray.serve.llumnix")
@@ -30,6 +30,9 @@ class Ingress:
 
         wanted = engine_config.fingerprint(config.model, config.engine)
         while (hello := await _hello(replicas)).fingerprint != wanted:
+            logger.info(
+                "waiting for an instance of configuration %s: %s", wanted, hello.fingerprint
+            )
             await asyncio.sleep(HELLO_PAUSE_S)
         self._asgi, self._llm = await front_end.build(config, hello, replicas, scheduler)
         logger.info("ingress up")

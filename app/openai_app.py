@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 from fastapi import FastAPI
+from vllm import envs
 from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
@@ -45,7 +46,7 @@ async def openai_app(
 def server_args(model: ModelConfig, class_keys: Iterable[str]) -> Namespace:
     """The arguments that `vllm serve` would have: vLLM's defaults, and what the YAML sets.
 
-    `class_keys`: the API keys of priority classes. Where vLLM asks for a key, these open it, too.
+    `class_keys`: the API keys of priority classes. Where VLLM_API_KEY is set, these open it, too.
     """
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     args.model = model.model_source
@@ -54,6 +55,6 @@ def server_args(model: ModelConfig, class_keys: Iterable[str]) -> Namespace:
     for name, value in model.engine_kwargs.items():
         if name not in engine_only:
             setattr(args, name, value)
-    if args.api_key:
-        args.api_key = [*args.api_key, *class_keys]
+    if envs.VLLM_API_KEY:
+        args.api_key = [envs.VLLM_API_KEY, *class_keys]
     return args

@@ -52,6 +52,10 @@ class Priorities:
             name = self._falls_into(caller, self._classes[name].priority)
         return name, self._classes[name].priority
 
+    def is_patient(self, name: str, priority: int) -> bool:
+        """Whether the others of its class pass a request of this priority, maybe for ever."""
+        return priority > self._classes[name].priority
+
     def _falls_into(self, caller: Caller, priority: int) -> str:
         """The most urgent class that is not more urgent than this, or else the least urgent."""
         urgent_enough = (n for n in caller.usable if self._classes[n].priority >= priority)

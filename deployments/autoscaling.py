@@ -12,8 +12,8 @@ from deployments.policy.scaling import Demand, Period, ScalingRule, scale
 TELL_S = 1.0
 """Between two demands that a replica tells Serve."""
 
-KEPT_S = 5.0
-"""Serve wants to keep more than one of them; only the last is looked at."""
+KEPT_S = 60.0
+"""As long as a step may take, during which nothing is told; only the last one is looked at."""
 
 TOLD = [field.name for field in fields(Demand)]
 

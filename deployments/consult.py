@@ -51,7 +51,7 @@ class Consult:
             chosen = await self._ask(ask)
             if chosen is not None and chosen in candidates:
                 return chosen
-            if chosen is None and self._all_drain(candidates):
+            if chosen is None and not self._not_draining(candidates):
                 raise NoInstance("all are draining")
         return self._alone(ask, candidates)
 
@@ -86,13 +86,14 @@ class Consult:
         self._loads = decision.loads
         return decision
 
-    def _all_drain(self, candidates: Sequence[str]) -> bool:
+    def _not_draining(self, candidates: Sequence[str]) -> list[str]:
         draining = {load.replica_id for load in self._loads if load.state == "draining"}
-        return draining.issuperset(candidates)
+        return [candidate for candidate in candidates if candidate not in draining]
 
     def _alone(self, ask: Ask, candidates: Sequence[str]) -> str:
         """Decide from the last loads seen, or in turn where none are known."""
         self._turn += 1
+        candidates = self._not_draining(candidates) or candidates
         known = [load for load in self._loads if load.replica_id in candidates]
         keeps_headroom = ask.headroom_tokens > 0
         best = dispatch.choose(self._policy, known, self._rng, self._turn, keeps_headroom)

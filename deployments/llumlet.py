@@ -29,6 +29,10 @@ from migration.source import MigrateOut, Reason
 BACKOFF_S = 1.0
 """After a move that failed, no order to go to the same destination is followed for this time."""
 
+REFUSED_S = 0.1
+"""The same for a drain that was refused: its orders were older than its last move, and the next
+ones, which know of it, are at hand."""
+
 logger = logging.getLogger("ray.serve.llumnix")
 
 
@@ -205,14 +209,14 @@ class Llumlet:
         return record
 
     async def obey(self, orders: Orders, reason: Reason) -> MigrationRecord | None:
-        """Hand one request over to the first of the scheduler's targets that may get one now."""
+        """Hand one request over to the first of the scheduler's targets that has room for one."""
         async with self._choosing:  # until its move has begun, or it would be chosen twice
-            target = next(filter(self._may_follow, orders.targets), None)
-            if target is None:
-                return None
-            choose = partial(self.survey.choose, self.owned, self.draining, target.room)
-            chosen = await self._loop.run(choose)
-            if chosen is None:
+            for target in filter(self._may_follow, orders.targets):
+                choose = partial(self.survey.choose, self.owned, self.draining, target.room)
+                chosen = await self._loop.run(choose)
+                if chosen is not None:
+                    break
+            else:
                 return None
             try:
                 move = self._start(chosen, target.replica_id, reason)
@@ -220,17 +224,18 @@ class Llumlet:
                 return None
         record = await asyncio.shield(move)
         if record.outcome != "completed" and chosen in self.owned:  # else it ended meanwhile
-            self._back_off(target.replica_id)
+            late = self.draining and record.outcome == "refused"
+            self._back_off(target.replica_id, REFUSED_S if late else BACKOFF_S)
         return record
 
     def _may_follow(self, target: Target) -> bool:
         backed_off = self._clock() < self._obey_after.get(target.replica_id, 0.0)
         return self._may_move(target.replica_id) and not backed_off
 
-    def _back_off(self, destination: str) -> None:
+    def _back_off(self, destination: str, seconds: float) -> None:
         now = self._clock()
         waiting = {there: until for there, until in self._obey_after.items() if until > now}
-        self._obey_after = {**waiting, destination: now + BACKOFF_S}
+        self._obey_after = {**waiting, destination: now + seconds}
 
     async def report(self) -> Report:
         """The present load, and what arrived since the last report."""

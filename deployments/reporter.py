@@ -102,7 +102,10 @@ class Reporter:
         going_on = True
         while going_on:
             reason: Reason = "drain" if self._llumlet.draining else "balance"
-            record = await self._llumlet.obey(self._orders, reason)
+            try:
+                record = await self._llumlet.obey(self._orders, reason)
+            except EngineDead:
+                return  # check_health tells Serve
             moved = record is not None and record.outcome == "completed"
             going_on = moved and self._llumlet.draining
 

@@ -57,7 +57,7 @@ class FleetRouter(RequestRouter):
         try:
             return [[await self._dispatch(pending_request.args[0], candidate_replicas)]]
         except NoInstance as error:
-            _fail(pending_request, error)
+            self._fail(pending_request, error)
             return [candidate_replicas[:1]]
 
     async def _select_from_candidate_replicas(
@@ -88,8 +88,14 @@ class FleetRouter(RequestRouter):
                 return replica
         if pin in self._left:
             return self._left[pin][1]
-        _fail(pending_request, ReplicaGone(f"replica {pin} is not there"))
+        self._fail(pending_request, ReplicaGone(f"replica {pin} is not there"))
         return None
+
+    def _fail(self, pending_request: PendingRequest, error: Exception) -> None:
+        """The caller gets this error; what is answered besides does not matter."""
+        self._remove_pending_request_from_indices(pending_request)  # Serve keeps what has failed
+        if not pending_request.future.done():
+            pending_request.future.set_exception(error)
 
     async def _dispatch(
         self, submission: Submission, candidates: list[RunningReplica]
@@ -115,9 +121,3 @@ class FleetRouter(RequestRouter):
 def _runs(replica: RunningReplica, fingerprint: str) -> bool:
     """False for another model or engine configuration: an update is under way."""
     return replica.replica_metadata.get("fingerprint") == fingerprint
-
-
-def _fail(pending_request: PendingRequest, error: Exception) -> None:
-    """The caller gets this error; what is answered besides does not matter."""
-    if not pending_request.future.done():
-        pending_request.future.set_exception(error)

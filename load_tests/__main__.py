@@ -92,7 +92,11 @@ def _scenarios(options: argparse.Namespace) -> list[Scenario]:
         if (value := getattr(options, key)) is not None
     }
     scenarios = [load_scenario(name).changed(**changes) for name in options.scenarios]
-    return [variant for scenario in scenarios for variant in scenario.each()]
+    variants = [variant for scenario in scenarios for variant in scenario.each()]
+    for variant in variants:
+        for policy in variant.policies:
+            variant.fleet_config(policy)  # now, and not when its turn comes
+    return variants
 
 
 def _keep(run: Run, folder: Path, bar: tqdm) -> None:
@@ -135,7 +139,7 @@ def _options() -> argparse.Namespace:
     command.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     command.set_defaults(command=_simulate)
     command = commands.add_parser(
-        "bound", parents=[scenario], help="one pool of memory: what no policy can better"
+        "bound", parents=[scenario], help="one pool of memory: what a policy comes close to"
     )
     command.set_defaults(command=_bound)
     command = commands.add_parser("run", parents=[scenario], help="on the real fleet, over HTTP")

@@ -121,8 +121,11 @@ class Fleet:
                 async with asyncio.timeout(DEPLOY_S):
                     said, _ = await process.communicate()
             except TimeoutError:
-                process.kill()
                 raise ServerFailed(f"serve deploy took more than {DEPLOY_S:.0f} s") from None
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
         if process.returncode:
             raise ServerFailed(f"serve deploy failed: {said.decode(errors='replace')[-500:]}")
 

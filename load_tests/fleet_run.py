@@ -13,7 +13,6 @@ import aiohttp
 import uvloop
 import yaml
 
-from app.config import load
 from deployments.policy.load import InstanceLoad
 from load_tests.client import Completion, Record, connect, open_loop
 from load_tests.metrics import percentile
@@ -73,7 +72,9 @@ async def play(
     """The trace at each of the scenario's rates, once all instances to begin with are up."""
     async with connect(timeout_s=REQUEST_S) as session:
         watch = Watch(session, server.url)
-        await watch.until_up(load(scenario.fleet_args(policy)).first_replicas)
+        config = scenario.fleet_config(policy)
+        # An idle fleet that scales begins to shrink before its last instances are up.
+        await watch.until_up(config.autoscaling.min if config.autoscaling else config.replicas)
         for rate in scenario.rates:
             trace = scenario.trace_at(rate)
             player = Player(session, server.url, scenario, policy, rate)

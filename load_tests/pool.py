@@ -1,8 +1,9 @@
-"""One pool of all instances' memory: what neither placement nor rescheduling can better.
+"""One pool of all instances' memory: what placement and rescheduling come close to at best.
 
 The whole fleet as one instance, first come, first served: no block is free in the wrong place, no
 instance is busier than another, nothing has to move. What queues here, queues for memory that the
-fleet does not have. Delays of calls and of HTTP are left out.
+fleet does not have, unless shorter requests are served first. Delays of calls and of HTTP are left
+out, and a step of all instances lasts as long as their mean.
 """
 
 from collections import deque
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from deployments.emulated.profile import Profile, load_profile
 from load_tests.outcome import Run, Served
 from load_tests.scenario import Scenario
-from load_tests.traces.trace import TraceRequest
+from load_tests.traces.trace import TraceError, TraceRequest
 
 POLICY = "pool"
 
@@ -61,7 +62,10 @@ class Pool:
         self.served: list[Served] = []
 
     def play(self, trace: Sequence[TraceRequest], progress: Callable[[], None]) -> float:
-        """All requests of a trace; the seconds until the last of them ended."""
+        """All requests of a trace; the seconds until the last of them ended. Raises TraceError."""
+        longest = max(request.input_tokens + request.output_tokens for request in trace)
+        if longest // self._profile.block_size + 1 > self._blocks - self._watermark:
+            raise TraceError(f"a request of {longest} tokens does not fit into the pool")
         arriving = deque(trace)
         now = 0.0
         while arriving or self._queue or self._running:
@@ -124,12 +128,15 @@ class Pool:
         return used
 
     def _admit(self, used: int, now: float) -> list[_Request]:
+        """In the order of the queue, as many as fit and as all instances compute in one step."""
         joining: list[_Request] = []
-        while self._queue:
+        budget = self._profile.max_step_tokens * self._instances
+        while self._queue and budget > 0:
             used += self._held(self._queue[0])
             if used > self._blocks - self._watermark:
                 break
             request = self._queue.popleft()
+            budget -= request.context
             if not request.served.tokens:
                 request.served.queue_s = now - request.served.arrival
             joining.append(request)

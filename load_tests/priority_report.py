@@ -78,8 +78,10 @@ def comparisons(folder: Path) -> Iterator[Comparison]:
                 if policy != WITH or (WITHOUT, rate) not in cells:
                     continue
                 without = cells[WITHOUT, rate]["priorities"]
-                for name, with_them in result["priorities"].items():
-                    yield Comparison(scenario.name, backend, rate, name, without[name], with_them)
+                with_them = result["priorities"]
+                for name in sorted(with_them.keys() & without.keys()):
+                    pair = without[name], with_them[name]
+                    yield Comparison(scenario.name, backend, rate, name, *pair)
 
 
 def gains(found: Sequence[Comparison]) -> str:

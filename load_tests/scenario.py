@@ -21,8 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from app.config import NonEmpty, Section, default_priorities
-from app.validation import hint, problem
+from app.config import FleetConfig, NonEmpty, Section, default_priorities, load
+from app.validation import ConfigError, hint, problem
 from load_tests.baselines import BASELINES, merge
 from load_tests.traces.files import TIMED, Format, load_trace
 from load_tests.traces.lengths import CAP, INPUTS, OUTPUTS
@@ -179,6 +179,13 @@ class Scenario(Section):
             **self._instances(),
         }
         return merge(merge(ours, self.args), BASELINES[policy])
+
+    def fleet_config(self, policy: str) -> FleetConfig:
+        """`fleet_args`, checked. Raises ScenarioError."""
+        try:
+            return load(self.fleet_args(policy))
+        except ConfigError as error:
+            raise ScenarioError(f"{self.name}: {error}") from None
 
     def _instances(self) -> dict[str, Any]:
         scaled = "autoscaling" in self.args

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
-from app.config import load
 from load_tests.metrics import percentile
 from load_tests.outcome import Run
 from load_tests.scenario import Scenario
@@ -21,7 +20,7 @@ def run(scenario: Scenario, policy: str, rate: float) -> Run:
     # Only here: it imports vLLM, which takes ten seconds.
     from load_tests.simulator.fleet import Simulation
 
-    simulation = Simulation(load(scenario.fleet_args(policy)), scenario.seed)
+    simulation = Simulation(scenario.fleet_config(policy), scenario.seed)
     began = time.perf_counter()
     duration = simulation.run(scenario.trace_at(rate), _count)
     decisions = simulation.decision_s

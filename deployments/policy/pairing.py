@@ -61,12 +61,14 @@ def _alike(loads: Sequence[InstanceLoad]) -> Iterable[list[InstanceLoad]]:
 def _evacuate(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]:
     """Draining instances empty themselves, however crowded the others are already.
 
-    All that is kept free at a destination is one step for each request: nobody is preempted for it.
+    All that is kept free at a destination is more than one step for each request: nobody is
+    preempted for it. The roomiest come first, or a large request might never be offered one; but
+    before those whose head of line waits for blocks.
     """
     leaving = sorted((x for x in loads if _is_draining(x) and _has_work(x)), key=_by(_used))
-    takers = sorted((x for x in loads if x.state == "running"), key=_by(lambda x: -x.freeness))
-    rooms = (Target(x.replica_id, _unclaimed(x) - (x.running + 1)) for x in takers)
-    targets = deque(target for target in rooms if target.room > 0)
+    takers = sorted((x for x in loads if x.state == "running"), key=_by(lambda x: -_left(x)))
+    takers.sort(key=lambda x: not _fits(x))
+    targets = deque(Target(x.replica_id, _left(x)) for x in takers if _left(x) > 0)
     if not targets:
         return
     for source in leaving:
@@ -103,11 +105,11 @@ def _squeeze(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]
         key=_by(lambda load: load.head_of_line_since),
     )
     takers = [x for x in reversed(blocked) if _spare(x, rule) > 0]
-    taken: set[str] = set()
+    paired: set[str] = set()
     for source, taker in zip((*starving, *blocked), takers, strict=False):
-        if source is taker or source.replica_id in taken:
+        if source is taker or not paired.isdisjoint((source.replica_id, taker.replica_id)):
             return
-        taken.add(taker.replica_id)
+        paired |= {source.replica_id, taker.replica_id}
         yield source.replica_id, (Target(taker.replica_id, _spare(taker, rule)),)
 
 
@@ -134,6 +136,11 @@ def _room(taker: InstanceLoad, source: InstanceLoad, rule: PairingRule) -> float
 def _unclaimed(load: InstanceLoad) -> int:
     """Free blocks but for those that its head of line is about to take."""
     return _free(load) - load.head_of_line_blocks if _fits(load) else _free(load)
+
+
+def _left(load: InstanceLoad) -> int:
+    """Blocks that may go there so that everyone there, the new one too, can have one more."""
+    return _unclaimed(load) - (load.running + 2)
 
 
 def _fits(load: InstanceLoad) -> bool:

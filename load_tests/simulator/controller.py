@@ -62,10 +62,10 @@ class Controller:
 
     async def _scale(self, rule: ScalingRule, period: Period) -> Period:
         up = [one for one in self.instances.values() if one and not one.llumlet.draining]
-        loads = await asyncio.gather(*(instance.llumlet.load() for instance in up))
-        demands = [Demand.of(load) for load in loads]
         starting = len(self._loading) + self._unplaced
         present = len(up) + starting
+        loads = await asyncio.gather(*(instance.llumlet.load() for instance in up))
+        demands = [Demand.of(load) for load in loads]
         wanted, period = scale(demands, starting, present, period, time.monotonic(), rule)
         self._unplaced += max(0, wanted - present)
         for _ in range(present - wanted):

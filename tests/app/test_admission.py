@@ -186,3 +186,12 @@ def longest_wait(overload: float) -> float:
 @pytest.mark.parametrize("overload", [1.5, 2.0, 4.0])
 def test_under_steady_overload_those_let_in_wait_about_as_long_as_they_may(overload):
     assert 8 < longest_wait(overload) < 13
+
+
+def test_one_that_lets_others_pass_closes_its_class_to_nobody_but_counts_in_its_tokens():
+    admission = Admission(CLASSES)
+    admission.arrived("patient", "normal", 90, 0.0, patient=True)
+    assert admission.check("normal", 10, 1000.0) is None
+    assert admission.check("normal", 11, 1000.0) is not None
+    admission.left("patient")
+    assert admission.check("normal", 100, 1000.0) is None

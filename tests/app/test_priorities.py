@@ -89,11 +89,16 @@ def test_keys_are_not_kept():
     assert "of-urgent" not in repr(vars(CLASSES)["_callers"])
 
 
-@pytest.mark.parametrize(
-    ("of_vllm", "expected"), [({}, None), ({"api_key": ["all"]}, ["all", "sk-high"])]
-)
-def test_where_vllm_asks_for_a_key_those_of_classes_open_it_too(of_vllm, expected):
+@pytest.mark.parametrize(("of_vllm", "expected"), [(None, None), ("all", ["all", "sk-high"])])
+def test_where_vllm_asks_for_a_key_those_of_classes_open_it_too(monkeypatch, of_vllm, expected):
     from app.openai_app import server_args  # imports vLLM, which takes seconds
 
-    model = ModelConfig(model_id="tiny", model_source="org/tiny", engine_kwargs=of_vllm)
+    if of_vllm:
+        monkeypatch.setenv("VLLM_API_KEY", of_vllm)
+    model = ModelConfig(model_id="tiny", model_source="org/tiny")
     assert server_args(model, ["sk-high"]).api_key == expected
+
+
+@pytest.mark.parametrize(("priority", "patient"), [(-5, False), (0, False), (7, True)])
+def test_a_request_less_urgent_than_its_class_lets_the_others_pass(priority, patient):
+    assert CLASSES.is_patient("normal", priority) == patient

@@ -81,7 +81,8 @@ async def test_while_all_drain_no_instance_takes_a_request(consult, scheduler):
 async def test_an_instance_that_the_scheduler_does_not_know_yet_takes_requests(consult, scheduler):
     scheduler.answer = lambda asks: Decision((None,) * len(asks), DRAINING)
 
-    assert await consult.choose(Ask("r", 10), ["a", "b", "new"]) in ("a", "b", "new")
+    for _ in range(3):
+        assert await consult.choose(Ask("r", 10), ["a", "b", "new"]) == "new"
 
 
 async def test_without_the_scheduler_nobody_is_known_to_drain(consult, scheduler):

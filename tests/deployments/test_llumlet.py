@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from deployments.engine_loop import EngineDead
-from deployments.llumlet import BACKOFF_S
+from deployments.llumlet import BACKOFF_S, REFUSED_S
 from deployments.messages import Orders
 from deployments.policy.pairing import Target
 from migration.engine_seam import SLACK_TOKENS
@@ -378,6 +378,24 @@ async def test_a_destination_that_failed_is_left_out_for_the_next():
     for _ in range(3):
         await here.llumlet.obey(Orders((THERE, ELSEWHERE)), "drain")
     assert [to for _, to, _ in here.outgoing.moves] == ["there", "elsewhere"]
+
+
+async def test_where_nothing_fits_into_the_first_destination_the_next_is_taken():
+    here = Instance()
+    await here.submitted()
+    await here.llumlet.obey(Orders((replace(THERE, room=0), ELSEWHERE)), "drain")
+    assert [to for _, to, _ in here.outgoing.moves] == ["elsewhere"]
+
+
+async def test_a_drain_that_was_refused_tries_again_with_the_next_orders():
+    here = Instance()
+    await here.submitted()
+    here.llumlet.drain(True)
+    here.outgoing.outcome = "refused"
+    assert await obeyed(here) == ["r1"]
+    assert await obeyed(here) == ["r1"]
+    here.now += REFUSED_S
+    assert await obeyed(here) == ["r1", "r1"]
 
 
 async def test_a_request_that_ends_while_it_is_moved_does_not_count_against_the_destination():

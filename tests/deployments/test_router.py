@@ -45,6 +45,7 @@ class Router(FleetRouter):
         self._consult = self.consult = Consult()  # type: ignore[assignment]
         self._left: dict[str, Any] = {}
         self._headroom_tokens = {"high": 1600}
+        self._pending_requests_by_id: dict[str, Any] = {}
         self._seconds = SimpleNamespace(observe=lambda _: None)  # type: ignore[assignment]
 
     @property
@@ -57,9 +58,10 @@ class Router(FleetRouter):
         pending: Any = SimpleNamespace(
             args=args,
             future=answer,
-            metadata=SimpleNamespace(session_id=pin),
+            metadata=SimpleNamespace(session_id=pin, internal_request_id="call"),
             routing_context=SimpleNamespace(should_backoff=False),
         )
+        self._pending_requests_by_id["call"] = pending
         ((chosen,),) = await self.choose_replicas(self.fleet, pending)  # type: ignore[arg-type]
         assert pending.routing_context.should_backoff
         if answer.done():
@@ -94,6 +96,7 @@ async def test_a_request_that_nobody_takes_is_told_so(router):
     router.consult.error = NoInstance("all instances are draining")
     with pytest.raises(NoInstance, match="draining"):
         await router.route(submission())
+    assert router._pending_requests_by_id == {}, "Serve keeps it for ever"
 
 
 async def test_a_pinned_call_goes_to_its_replica_whatever_that_runs(router):

@@ -1,10 +1,11 @@
 """The bound on what rescheduling can reach."""
 
+import msgspec
 import pytest
 
 from deployments.emulated.profile import Profile
 from load_tests.pool import Pool
-from load_tests.traces.trace import TraceRequest
+from load_tests.traces.trace import TraceError, TraceRequest
 
 PROFILE = Profile(
     weights_s=0.01,
@@ -49,6 +50,17 @@ def test_the_queue_is_served_in_order_even_where_a_later_request_would_fit():
     _, second, third = play(trace).served
     assert second.tokens[0] <= third.tokens[0]
     assert third.queue_s > 0.1
+
+
+def test_a_burst_of_prompts_is_computed_in_as_many_steps_as_an_instance_s_budget_asks_for():
+    pool = Pool(msgspec.structs.replace(PROFILE, max_step_tokens=20, max_batch=20), 2)
+    pool.play([TraceRequest(0.0, 20, 1)] * 6, lambda: None)
+    assert ttfts(pool) == pytest.approx([0.02, 0.02, 0.04, 0.04, 0.06, 0.06])
+
+
+def test_a_request_that_never_fits_is_told_so():
+    with pytest.raises(TraceError, match="111 tokens"):
+        play([TraceRequest(0.0, 101, 10)])
 
 
 def test_requests_that_outgrow_the_memory_are_preempted_and_still_get_all_tokens():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,34 +84,41 @@ def test_requests_that_wait_are_something_to_give():
 
 
 def test_a_draining_instance_comes_before_a_crowded_one():
-    loads = [load("a", -50), load("b", -math.inf, state="draining"), load("c", 90)]
-    assert paired(loads) == {"b": "c"}
+    crowded = load("a", -50, blocks_used=950)
+    assert paired([crowded, load("b", -math.inf, state="draining"), load("c", 90)]) == {"b": "c"}
 
 
 def test_a_draining_instance_empties_itself_into_a_crowded_one_as_long_as_nobody_is_preempted():
     leaves = load("a", -math.inf, state="draining", blocks_used=100)
     crowded = load("b", 4, blocks_used=980, running=5)
-    assert pair([leaves, crowded], RULE) == {"a": (Target("b", 20 - 6),)}
+    assert pair([leaves, crowded], RULE) == {"a": (Target("b", 20 - 7),)}
     assert pair([leaves, replace(crowded, blocks_used=994)], RULE) == {}
 
 
 def test_each_draining_instance_has_a_destination_of_its_own_while_there_are_enough():
     leaving = [load(name, -math.inf, state="draining") for name in "ab"]
-    takers = [load("c", 5), load("d", 7)]
+    takers = [load("c", 7, blocks_used=500), load("d", 5, blocks_used=400)]
     assert paired([*leaving, *takers]) == {"a": "d", "b": "c"}
     assert paired([*leaving, takers[0]]) == {"a": "c", "b": "c"}
 
 
-def test_a_draining_instance_has_the_freest_destinations_as_many_as_it_may_have_moves_at_once():
+def test_a_draining_instance_has_the_roomiest_destinations_as_many_as_it_may_have_moves_at_once():
     rule = replace(RULE, at_once=2)
-    fleet = [load("a", -math.inf, state="draining"), *(load(f"t{n}", n) for n in range(4))]
+    takers = [load(f"t{n}", 9 - n, blocks_used=900 - 100 * n) for n in range(4)]
+    fleet = [load("a", -math.inf, state="draining"), *takers]
     assert [target.replica_id for target in pair(fleet, rule)["a"]] == ["t3", "t2"]
+
+
+def test_before_those_whose_head_of_line_waits_for_blocks():
+    leaves = load("a", -math.inf, state="draining")
+    loads = [leaves, blocked("b", 100, 950), load("c", 9, blocks_used=900)]
+    assert paired(loads) == {"a": "c"}
 
 
 def test_what_the_head_of_line_of_a_destination_is_about_to_take_is_left_to_it():
     leaves = load("a", -math.inf, state="draining")
     assert pair([leaves, load("b", 5, blocks_used=900, head_of_line_blocks=60)], RULE) == {
-        "a": (Target("b", 100 - 60 - 2),)
+        "a": (Target("b", 100 - 60 - 3),)
     }
 
 
@@ -201,7 +209,11 @@ def fleets(draw) -> list[InstanceLoad]:
     for number in range(draw(st.integers(0, 12))):
         state = draw(states)
         freeness = -math.inf if state == "draining" else draw(numbers)
-        counts = {name: draw(st.integers(0, 2)) for name in ("running", "waiting")}
+        counts: dict[str, Any] = {
+            "running": draw(st.integers(0, 6)),
+            "waiting": draw(st.integers(0, 2)),
+        }
+        counts["headroom_blocks"] = draw(st.sampled_from([{}, {"high": 200}]))
         counts["blocks_used"] = draw(st.integers(0, 1000))
         counts["head_of_line_blocks"] = draw(st.integers(0, 1000)) if counts["waiting"] else 0
         counts["head_of_line_since"] = draw(st.floats(0, 100))
