@@ -75,7 +75,8 @@ def autoscaling_config(rule: ScalingRule, initial: int | None) -> AutoscalingCon
 
 def _demands(ctx: AutoscalingContext) -> Iterator[Demand]:
     """The last ones told; a replica that loads its model has told none."""
-    told = [(ctx.raw_metrics or {}).get(name, {}) for name in TOLD]
+    metrics = ctx.raw_metrics or {}  # made anew each time one asks
+    told = [metrics.get(name, {}) for name in TOLD]
     for replica_id in ctx.running_replicas:
         last = [series[replica_id][-1].value for series in told if series.get(replica_id)]
         if len(last) == len(TOLD):

@@ -12,24 +12,30 @@ import asyncio
 import os
 import random
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import uvloop
-import yaml
 
 from deployments.emulated.profile import load_profile
 from load_tests import drain_report
 from load_tests.baselines import merge
 from load_tests.client import Completion, Record, connect, open_loop
 from load_tests.drain_report import Phase
-from load_tests.servers import PROJECT, Server, ServerFailed, fleet, heed_signals
+from load_tests.servers import (
+    PROJECT,
+    Server,
+    ServerFailed,
+    application,
+    heed_signals,
+    serving,
+    yaml_file,
+)
 from load_tests.traces.trace import prompt_ids
 
 PROFILE, MODEL = "a10-llama-7b", "emulated"
@@ -73,13 +79,9 @@ EVENTS = (
 
 def config(args: Mapping[str, Any], instances: int) -> dict[str, Any]:
     """A Serve YAML file's content. Serve keeps all processes where only `instances` differ."""
-    application = {
-        "name": "llama",
-        "import_path": "app.main:build_app",
-        "args": dict(args),
-        "deployments": [{"name": "LLMReplica", "num_replicas": instances}],
-    }
-    return {"applications": [application]}
+    content = application(args)
+    content["applications"][0]["deployments"] = [{"name": "LLMReplica", "num_replicas": instances}]
+    return content
 
 
 def requests(rate: float, seconds: float) -> list[tuple[float, Completion]]:
@@ -108,7 +110,7 @@ class Fleet:
     async def deploy(self, content: Mapping[str, Any]) -> None:
         """`serve deploy`, as a user would. Raises ServerFailed."""
         http = {"host": "127.0.0.1", "port": int(self.url.rpartition(":")[2])}
-        with _yaml({"http_options": http, **content}) as file:
+        with yaml_file({"http_options": http, **content}) as file:
             process = await asyncio.create_subprocess_exec(
                 *(str(Path(sys.executable).parent / "serve"), "deploy", str(file)),
                 *("--address", drain_report.dashboard(self.log())),
@@ -183,7 +185,7 @@ def _run(
         async with connect() as session:
             return await measure(Fleet(session, server, log), args, undisturbed, options)
 
-    with _yaml(config(args, INSTANCES)) as file, fleet(file, {}, LOUD, log) as server:
+    with serving(config(args, INSTANCES), LOUD, log) as server:
         return uvloop.run(measure_it(server))
 
 
@@ -223,14 +225,6 @@ async def _happen(
     await running.deploy(config(merge(args, event.args), event.instances))
     await running.until(event.instances, there if event.args else ())
     return time.perf_counter() - began
-
-
-@contextmanager
-def _yaml(content: Mapping[str, Any]) -> Iterator[Path]:
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump(dict(content), file)
-        file.flush()
-        yield Path(file.name)
 
 
 def _options() -> argparse.Namespace:

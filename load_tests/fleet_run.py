@@ -2,7 +2,6 @@
 
 import asyncio
 import statistics
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -11,14 +10,13 @@ from typing import Any
 
 import aiohttp
 import uvloop
-import yaml
 
 from deployments.policy.load import InstanceLoad
 from load_tests.client import Completion, Record, connect, open_loop
 from load_tests.metrics import percentile
 from load_tests.outcome import REFUSED, Run, Sample, Served
 from load_tests.scenario import Scenario
-from load_tests.servers import Server, ServerFailed, fleet
+from load_tests.servers import Server, ServerFailed, application, serving
 from load_tests.traces.trace import TraceRequest, prompt_ids
 from migration.snapshot import MigrationRecord
 
@@ -56,14 +54,9 @@ def run(
 @contextmanager
 def start(scenario: Scenario, policy: str, logs: Path) -> Iterator[Server]:
     """The fleet of a scenario and a policy."""
-    args = scenario.fleet_args(policy)
-    application = {"name": "llama", "import_path": "app.main:build_app", "args": args}
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump({"applications": [application]}, file)
-        file.flush()
-        log = logs / f"{scenario.name}-{policy}.log"
-        with fleet(Path(file.name), {}, {}, log) as server:
-            yield server
+    log = logs / f"{scenario.name}-{policy}.log"
+    with serving(application(scenario.fleet_args(policy)), {}, log) as server:
+        yield server
 
 
 async def play(

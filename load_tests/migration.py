@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import itertools
 import sys
-import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -20,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-import yaml
 
 from load_tests import migration_report
 from load_tests.client import connect
 from load_tests.migration_client import MAX_MODEL_LEN, MODEL, PAUSE_S, Api
 from load_tests.migration_report import AFTER, BEFORE, Cell, Move, Slowdown, Window
-from load_tests.servers import PROJECT, Server, ServerFailed, fleet, heed_signals
+from load_tests.servers import PROJECT, Server, ServerFailed, application, heed_signals, serving
 
 MAX_STAGES = {"live": 8, "blocking": 1, "recompute": 0}
 """`migration.max_stages` of each way to move."""
@@ -79,13 +77,9 @@ def main() -> int:
 def start(pace: str, way: str, logs: Path) -> Iterator[Server]:
     """The fleet of a pace and a way."""
     print(f"==> starting a fleet: pace {pace}, {way}", flush=True)
-    args = fleet_args(pace, way)
-    application = {"name": "llama", "import_path": "app.main:build_app", "args": args}
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump({"applications": [application]}, file)
-        file.flush()
-        with fleet(Path(file.name), {}, {}, logs / f"fleet-{pace}-{way}.log") as server:
-            yield server
+    log = logs / f"fleet-{pace}-{way}.log"
+    with serving(application(fleet_args(pace, way)), {}, log) as server:
+        yield server
 
 
 def fleet_args(pace: str, way: str) -> dict[str, Any]:

@@ -56,21 +56,43 @@ def fleet(
     log: Path,
 ) -> Iterator[Server]:
     """`make serve` on free ports, with the YAML file's `args` changed as given."""
-    port = free_port()
     content = yaml.safe_load(config.read_text())
-    content["http_options"] = {"host": "127.0.0.1", "port": port}
     content["applications"][0]["args"].update(overrides)
+    with serving(content, make_variables, log) as server:
+        yield server
+
+
+@contextmanager
+def serving(
+    content: Mapping[str, Any], make_variables: Mapping[str, str], log: Path
+) -> Iterator[Server]:
+    """`make serve` of a YAML file with this content, but for its ports."""
+    port = free_port()
+    http = {"host": "127.0.0.1", "port": port}
     # Other ports than HAProxy's default ones let two fleets run at once. The last is shared without
     # an error: a fleet that is still starting would be answered for by the other one.
     uses = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT")
     ports = {f"RAY_SERVE_{use}": str(free_port()) for use in uses}
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump(content, file)
-        file.flush()
-        variables = {"CONFIG": file.name, **make_variables}
+    with yaml_file({**content, "http_options": http}) as file:
+        variables = {"CONFIG": str(file), **make_variables}
         command = ["make", "serve", *(f"{name}={value}" for name, value in variables.items())]
         with _running("fleet", command, ports, port, log, signal.SIGINT) as server:
             yield server
+
+
+def application(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a YAML file for a fleet with these `args`."""
+    ours = {"name": "llama", "import_path": "app.main:build_app", "args": dict(args)}
+    return {"applications": [ours]}
+
+
+@contextmanager
+def yaml_file(content: Mapping[str, Any]) -> Iterator[Path]:
+    """A file with this content, for as long as it is needed."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(dict(content), file)
+        file.flush()
+        yield Path(file.name)
 
 
 @contextmanager
