@@ -15,7 +15,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from app.fleet_client import FleetClient
-from app.journal import Entry
+from app.peers import Peers, Shown, shown
 from deployments.messages import FleetView
 from deployments.pinned import ReplicaGone, ask, call, pinned
 from deployments.policy import dispatch
@@ -50,16 +50,21 @@ class Fleet:
     """What the routes do."""
 
     def __init__(
-        self, client: FleetClient, replicas: DeploymentHandle, scheduler: DeploymentHandle
+        self,
+        client: FleetClient,
+        peers: Peers,
+        replicas: DeploymentHandle,
+        scheduler: DeploymentHandle,
     ) -> None:
         self._client = client
+        self._peers = peers
         self._replicas = replicas
         self._scheduler = scheduler.options(_by_reference=False)
         self._known: dict[str, InstanceLoad] = {}
 
     async def overview(self) -> dict[str, Any]:
         """All instances. Without the Scheduler they are asked one by one."""
-        view = await self._view()
+        view, elsewhere = await asyncio.gather(self._view(), self._peers.recoveries())
         loads = view.loads if view else await self._ask_each()
         migrations = view.migrations if view else {}
         return {
@@ -68,37 +73,39 @@ class Fleet:
             "migrations": {
                 kind: migrations.get(kind, 0) for kind in ("completed", "aborted", "refused")
             },
-            "recoveries": 0,
+            "recoveries": self._client.recoveries + elsewhere,
         }
 
-    def find(self, request_id: str) -> Entry:
-        """The request, or 404."""
-        entry = self._client.journal.find(request_id)
-        if entry is None:
-            raise refusal(404, f"no request {request_id!r} is running or ended lately")
-        return entry
+    async def find(self, name: str) -> Shown:
+        """The request, whichever ingress has it, or 404. A running one wins over one that ended."""
+        known = shown(self._client.journal, name)
+        if not known or known[0].ended:
+            known += await self._peers.shown(name)
+        if not known:
+            raise refusal(404, f"no request {name!r} is running or ended lately")
+        return min(known, key=lambda each: each.ended)
 
-    def requests(self) -> list[dict[str, Any]]:
-        """Running requests and the last that ended."""
-        return [entry.to_json() for entry in self._client.journal.shown()]
+    async def requests(self) -> list[dict[str, Any]]:
+        """Of all ingresses: running requests, then the last that ended at each, newest first."""
+        known = shown(self._client.journal) + await self._peers.shown()
+        return [each.json for each in sorted(known, key=lambda each: each.ended)]
 
     async def migrate(self, order: Migrate) -> MigrationRecord:
         """Move one request now."""
-        entry = self.find(order.request_id)
-        if entry.ended:
-            raise refusal(409, f"request {order.request_id!r} has ended ({entry.state})")
-        if not entry.replicas:
+        request = await self.find(order.request_id)
+        if request.ended:
+            raise refusal(409, f"request {order.request_id!r} has ended ({request.json['state']})")
+        if request.replica is None:
             raise refusal(409, f"request {order.request_id!r} is not on a replica yet")
-        source = entry.replicas[-1]
-        destination = order.destination or await self._freest_but(
-            source, entry.submission.fingerprint
-        )
+        source = request.replica
+        destination = order.destination or await self._freest_but(source, request.fingerprint)
         await self._require(destination)
         try:
             async with asyncio.timeout(MIGRATE_TIMEOUT_S):
                 replica = pinned(self._replicas, source)
-                request_id = entry.submission.request_id
-                record: MigrationRecord = await ask(replica, "migrate_out", request_id, destination)
+                record: MigrationRecord = await ask(
+                    replica, "migrate_out", request.request_id, destination
+                )
         except CannotMove as error:
             raise refusal(409, str(error)) from None
         except (RayError, RayServeException, ReplicaGone, TimeoutError):
@@ -180,12 +187,13 @@ def load_to_json(load: InstanceLoad) -> dict[str, Any]:
 
 def admin_router(
     client: FleetClient,
+    peers: Peers,
     replicas: DeploymentHandle,
     scheduler: DeploymentHandle,
     api_key: str | None,
 ) -> APIRouter:
     """The routes; each asks for the bearer key if one is set."""
-    fleet = Fleet(client, replicas, scheduler)
+    fleet = Fleet(client, peers, replicas, scheduler)
 
     def authorize(authorization: Annotated[str | None, Header()] = None) -> None:
         sent = (authorization or "").removeprefix("Bearer ")
@@ -200,11 +208,11 @@ def admin_router(
 
     @router.get("/requests")
     async def requests() -> list[dict[str, Any]]:
-        return fleet.requests()
+        return await fleet.requests()
 
     @router.get("/requests/{request_id}")
     async def request(request_id: str) -> dict[str, Any]:
-        return fleet.find(request_id).to_json()
+        return (await fleet.find(request_id)).json
 
     @router.post("/migrate")
     async def migrate(order: Migrate) -> dict[str, Any]:

@@ -179,6 +179,33 @@ class PriorityClass(Section):
     )
 
 
+class RecoveryConfig(Section):
+    """What becomes of the requests of an instance that dies or hangs."""
+
+    max_recoveries: int = Field(
+        default=3,
+        ge=0,
+        description="losses of its instance that a request survives; 0: none is continued",
+    )
+    hang_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="an instance that has work and says nothing for so long hangs: its requests go"
+        " on elsewhere. More than the longest step takes",
+    )
+    wait_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="longest wait for an instance that takes a lost request over",
+    )
+    max_journal_tokens: int = Field(
+        default=50_000_000,
+        ge=0,
+        description="tokens of prompts and outputs that each ingress keeps to continue requests;"
+        " one that does not fit is lost with its instance",
+    )
+
+
 class AdminConfig(Section):
     """The admin API under `/fleet`."""
 
@@ -217,6 +244,9 @@ class FleetConfig(Section):
     priorities: dict[NonEmpty, PriorityClass] = Field(
         default_factory=default_priorities,
         description="classes of requests by name; `normal` is that of requests that name none",
+    )
+    recovery: RecoveryConfig = Field(
+        default_factory=RecoveryConfig, description="requests whose instance is lost"
     )
     admin: AdminConfig = Field(default_factory=AdminConfig, description="the admin API")
 

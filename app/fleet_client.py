@@ -4,39 +4,31 @@ replica.
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.serial_utils import MsgpackEncoder
 
 from app import refusals, request_context
+from app.config import RecoveryConfig
 from app.endings import Endings
 from app.fleet_stats import FleetStats
 from app.gate import Gate
 from app.journal import Entry, Journal, State
+from app.keeper import GaveUp, Keeper
 from app.priorities import Priorities
 from app.refusals import Answer, Refusal
+from app.tasks import Tasks
+from app.vitals import Vitals
+from app.watch import Watch
 from deployments.consult import NoInstance
-from deployments.messages import Hello
+from deployments.messages import Hello, Route
 from deployments.outbox import Inbox, Ownership, Step
-from deployments.pinned import ReplicaGone, call, pinned
-from migration.ownership import Outcome
-from migration.snapshot import MigrationRecord, Submission
-
-GAP_S = 5.0
-"""A token missing for this long is lost: the request fails rather than stand still."""
-
-PLACE_S = 30.0
-"""A request that no instance has owned for this long is refused; one that owns it says so between
-two of its steps."""
+from migration.snapshot import Submission
 
 logger = logging.getLogger("ray.serve.llumnix")
 
@@ -59,10 +51,10 @@ class FleetClient(EngineCoreClient):
         hello: Hello,
         priorities: Priorities,
         gate: Gate,
+        recovery: RecoveryConfig,
     ) -> None:
-        self.journal = Journal()
+        self.journal = Journal(recovery.max_journal_tokens)
         self.resources = _Resources()
-        self._replicas = replicas.options(_by_reference=False)
         self._inbox = inbox
         self._hello = hello
         self._priorities = priorities
@@ -71,10 +63,19 @@ class FleetClient(EngineCoreClient):
         self._stats = FleetStats()
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self.endings = Endings(self._outputs)
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._reader: asyncio.Task[Any] | None = None
-        self._own(self._pump())
-        self._own(self._watch())
+        replicas = replicas.options(_by_reference=False)
+        self._tasks = Tasks()
+        self._vitals = Vitals(recovery.hang_s, on_lost=self._stats.forget)
+        self._keeper = Keeper(replicas, self.journal, self._vitals, recovery, self._tasks)
+        watch = Watch(replicas, self._keeper, self._vitals, recovery.hang_s, self._tasks)
+        self._tasks.start(self._pump())
+        self._tasks.start(watch.run())
+
+    @property
+    def recoveries(self) -> int:
+        """How often a request that lost its instance has found a new one."""
+        return self._keeper.recoveries
 
     # --- EngineCoreClient --------------------------------------------------------------------
 
@@ -95,7 +96,7 @@ class FleetClient(EngineCoreClient):
             return
         answer.running.add(request.request_id)
         self.journal.open(entry)
-        entry.call = self._own(self._hold(entry))
+        entry.call = self._tasks.start(self._keep(entry))
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         """Free requests where they are now: the clients are gone, or a stop string was found."""
@@ -110,8 +111,7 @@ class FleetClient(EngineCoreClient):
         """Each replica keeps its own."""
 
     def shutdown(self, timeout: float | None = None) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         self._inbox.close()
 
     # --- requests ----------------------------------------------------------------------------
@@ -133,37 +133,16 @@ class FleetClient(EngineCoreClient):
             fingerprint=self._hello.fingerprint,
         )
         aliases = (response_id, context.request_id or response_id)
-        return Entry(submission, aliases, answer, time.monotonic())
+        now = time.monotonic()
+        return Entry(submission, aliases, answer, now, Route(self._vitals.avoid(now)))
 
-    async def _hold(self, entry: Entry) -> None:
-        """Keep a call open at the replica that owns the request, wherever it moves."""
-        request_id = entry.submission.request_id
+    async def _keep(self, entry: Entry) -> None:
         try:
-            outcome = await self._left(entry, call(self._replicas, "submit", entry.submission))
-            while outcome.kind == "moved" and outcome.destination and not entry.ended:
-                entry.moved_to(outcome.destination)
-                owner = pinned(self._replicas, outcome.destination)
-                outcome = await self._left(entry, call(owner, "attach", request_id))
+            await self._keeper.keep(entry)
         except NoInstance as error:
             await self._turn_away(entry, str(error))
-            return
-        except Exception as error:  # over gRPC a dead engine's error arrives as it was raised
-            await self._fail(entry, f"its replica was lost ({type(error).__name__})")
-            return
-        if outcome.kind != "finished":
-            await self._fail(entry, f"its replica says: {outcome.kind}")
-        elif not entry.ended:
-            entry.left_at = time.monotonic()  # its last tokens may still be on their way
-
-    async def _left(self, entry: Entry, leaving: Awaitable[Outcome]) -> Outcome:
-        """How the request left the replica of an open call. Raises where that died with it."""
-        held = len(entry.replicas)
-        try:
-            return await leaving
-        except Exception:
-            if len(entry.replicas) <= max(held, 1):
-                raise
-            return Outcome("moved", entry.replicas[-1])  # the new owner said so, the old one died
+        except GaveUp as error:
+            await self._fail(entry, str(error))
 
     def _abort(self, entry: Entry) -> None:
         self._close(entry)
@@ -171,19 +150,13 @@ class FleetClient(EngineCoreClient):
             entry.call.cancel()  # over gRPC this reaches the replica
             if entry.replicas:
                 # It may be about to move: then only the new owner can be told.
-                self._own(self._abort_at(entry.replicas[-1], entry.submission.request_id))
-
-    async def _abort_at(self, replica_id: str, request_id: str) -> None:
-        try:
-            async with asyncio.timeout(GAP_S):
-                await call(pinned(self._replicas, replica_id), "abort", request_id)
-        except (RayError, RayServeException, ReplicaGone, TimeoutError):
-            pass  # it is gone, and the request with it
+                abort = self._keeper.abort(entry.replicas[-1], entry.submission.request_id)
+                self._tasks.start(abort)
 
     def _close(self, entry: Entry) -> None:
         self.journal.close(entry)
-        self._gate.left(entry.submission.request_id)
-        entry.answer.running.discard(entry.submission.request_id)
+        self._gate.left(entry.request_id)
+        entry.answer.running.discard(entry.request_id)
 
     async def _turn_away(self, entry: Entry, why: str) -> None:
         if entry.ended:
@@ -207,7 +180,7 @@ class FleetClient(EngineCoreClient):
     async def _give_up(self, entry: Entry, why: str) -> None:
         entry.state = "failed"
         self._close(entry)
-        await self.endings.end(entry.submission.request_id, entry.answer, Refusal(503, why))
+        await self.endings.end(entry.request_id, entry.answer, Refusal(503, why))
 
     # --- what the replicas send ----------------------------------------------------------------
 
@@ -220,48 +193,35 @@ class FleetClient(EngineCoreClient):
                 continue
             if isinstance(message, Step):
                 self._step(message)
+            elif isinstance(message, Ownership):
+                self._owned(message)
             elif entry := self.journal.known(message.request_id):
-                if isinstance(message, Ownership):
-                    entry.moved_to(message.replica_id)
-                elif isinstance(message, MigrationRecord):
-                    entry.migrations.append(msgspec.structs.replace(message, at=time.time()))
+                entry.migrations.append(msgspec.structs.replace(message, at=time.time()))
+
+    def _owned(self, message: Ownership) -> None:
+        self._vitals.heard(message.replica_id, time.monotonic())
+        if entry := self.journal.present(message.request_id):
+            self._keeper.owned(entry, message.replica_id)
+        else:  # its client left, or it went on elsewhere: a move that its lost instance had begun
+            self._tasks.start(self._keeper.abort(message.replica_id, message.request_id))
 
     def _step(self, step: Step) -> None:
         outputs = step.outputs
         # Replicas' monotonic clocks are their own; here they become this process'.
         now = time.monotonic()
         shift = now - outputs.timestamp
+        self._vitals.heard(step.replica_id, now)
         ready: list[EngineCoreOutput] = []
         for first, output in zip(step.first, outputs.outputs, strict=True):
-            entry = self.journal.get(output.request_id)
-            if entry is None:
-                continue
             for event in output.events or ():
                 event.timestamp += shift
-            ready += entry.accept(first, output)
-            if entry.state != "waiting":
-                self._gate.left(output.request_id)
-            if entry.ended:
+            entry, of_entry = self.journal.accept(output.request_id, first, output)
+            ready += of_entry
+            if entry is not None and entry.state != "waiting":
+                self._gate.left(entry.request_id)
+            if entry is not None and entry.ended:
                 self._close(entry)
         if outputs.scheduler_stats is not None:
             outputs.scheduler_stats = self._stats.merged(step.replica_id, outputs.scheduler_stats)
         outputs.outputs, outputs.timestamp = ready, now
         self._outputs.put_nowait(outputs)
-
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(GAP_S / 5)
-            now = time.monotonic()
-            for entry in self.journal.live():
-                if min(entry.gap_since or math.inf, entry.left_at or math.inf) < now - GAP_S:
-                    await self._fail(entry, "a token got lost on its way")
-                    self._abort(entry)
-                elif entry.unplaced and entry.opened_at < now - PLACE_S:
-                    await self._turn_away(entry, f"none did for {PLACE_S:.0f} s")
-                    self._abort(entry)
-
-    def _own(self, coroutine: Any) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

@@ -11,6 +11,10 @@ class FleetStats:
     def __init__(self) -> None:
         self._last: dict[str, SchedulerStats] = {}
 
+    def forget(self, replica_id: str) -> None:
+        """This replica is lost, and what it ran with it."""
+        self._last.pop(replica_id, None)
+
     def merged(self, replica_id: str, stats: SchedulerStats) -> SchedulerStats:
         """The fleet's statistics after this replica's step."""
         self._last[replica_id] = stats

@@ -14,6 +14,7 @@ from app.config import FleetConfig
 from app.fleet_client import FleetClient
 from app.gate import Gate
 from app.openai_app import engine, openai_app
+from app.peers import Peers
 from app.priorities import Priorities
 from app.refusals import RefusalMiddleware
 from app.request_context import RequestContextMiddleware
@@ -22,18 +23,23 @@ from deployments.outbox import Inbox
 
 
 async def build(
-    config: FleetConfig, hello: Hello, replicas: DeploymentHandle, scheduler: DeploymentHandle
-) -> tuple[ASGIApp, AsyncLLM]:
-    """The ASGI app, and the AsyncLLM under it, on the running event loop."""
+    config: FleetConfig,
+    hello: Hello,
+    replicas: DeploymentHandle,
+    scheduler: DeploymentHandle,
+    peers: Peers,
+) -> tuple[ASGIApp, AsyncLLM, FleetClient]:
+    """The ASGI app, the AsyncLLM under it, and its client, on the running event loop."""
     inbox = Inbox(ray.util.get_node_ip_address())
     priorities = Priorities(config.priorities)
-    client = FleetClient(replicas, inbox, hello, priorities, Gate(config.priorities))
+    gate = Gate(config.priorities)
+    client = FleetClient(replicas, inbox, hello, priorities, gate, config.recovery)
     llm = engine(_vllm_config(hello), client)
     client.endings.connect(partial(llm.abort, internal=True))
     app = await openai_app(config.model, priorities.api_keys, llm, hello.supported_tasks)
     if config.admin.enabled:
-        app.include_router(admin_router(client, replicas, scheduler, config.admin.api_key))
-    return RequestContextMiddleware(RefusalMiddleware(app), priorities), llm
+        app.include_router(admin_router(client, peers, replicas, scheduler, config.admin.api_key))
+    return RequestContextMiddleware(RefusalMiddleware(app), priorities), llm, client
 
 
 def _vllm_config(hello: Hello) -> VllmConfig:

@@ -4,9 +4,11 @@ import asyncio
 import logging
 from typing import Any
 
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from app.config import FleetConfig
+from app.peers import Peers, Shown, shown
 from deployments.messages import Hello
 from deployments.pinned import call
 
@@ -34,11 +36,24 @@ class Ingress:
                 "waiting for an instance of configuration %s: %s", wanted, hello.fingerprint
             )
             await asyncio.sleep(HELLO_PAUSE_S)
-        self._asgi, self._llm = await front_end.build(config, hello, replicas, scheduler)
+        context = serve.get_replica_context()
+        self._id = context.replica_id.unique_id
+        peers = Peers(DeploymentHandle(context.deployment, context.app_name), self._id)
+        self._asgi, self._llm, self._client = await front_end.build(
+            config, hello, replicas, scheduler, peers
+        )
         logger.info("ingress up")
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._asgi
+
+    async def shown(self, asker: str, name: str | None = None) -> list[Shown]:
+        """For another ingress: the requests here, or the one with this name. None for itself."""
+        return [] if asker == self._id else shown(self._client.journal, name)
+
+    async def recoveries(self, asker: str) -> int:
+        """For another ingress: how many requests were continued from here. 0 for itself."""
+        return 0 if asker == self._id else self._client.recoveries
 
     async def check_health(self) -> None:
         """Raise where no request can be answered any more."""

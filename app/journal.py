@@ -6,6 +6,7 @@ and keeps the tokens so far, so that a request can be continued whatever happens
 
 import asyncio
 import time
+from array import array
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 
 from app.refusals import Answer
 from app.stalls import Stalls
+from deployments.messages import Route
 from migration.snapshot import MigrationRecord, Submission
 
 ENDED_KEPT = 1000
@@ -34,25 +36,44 @@ _ENDS: dict[FinishReason | None, State] = {
 class Entry:
     """One request: a completion has one for each of its sequences.
 
-    `aliases` are other ids that a client may know it by. `gap_since`: when a later token came
-    before an earlier one; `left_at`: when its last replica said that it had finished there.
-    `answer`: to its HTTP request; `opened_at`: when that came.
+    `request_id` is vLLM's; inside the engines its name is `submission.request_id`, another one each
+    time that it is submitted. `aliases` are ids that a client may know it by. `answer`: to its HTTP
+    request. `tokens`: the output so far, while it is `kept`. `open`: the call to its replica;
+    `route`: where that went; `dropped`: why it was cut off here. `owners`: replicas that had it
+    since it was submitted. `loss`: how the last one of an earlier submission was lost.
+    Monotonic seconds: `unplaced_since` no replica has been known to have it; `gap_since` a later
+    token came before an earlier one; `lost_at` its replica was found to be lost, until the next
+    token. `recovered_s` sums these pauses. `over`: it has ended.
     """
 
     submission: Submission
     aliases: tuple[str, ...] = ()
     answer: Answer = field(default_factory=Answer)
-    opened_at: float = 0.0
+    unplaced_since: float | None = None
+    route: Route = field(default_factory=Route)
     state: State = "waiting"
-    tokens: list[int] = field(default_factory=list)
+    kept: bool = True
+    tokens: "array[int]" = field(default_factory=lambda: array("i"))
     replicas: list[str] = field(default_factory=list)
     migrations: list[MigrationRecord] = field(default_factory=list)
     held: dict[int, EngineCoreOutput] = field(default_factory=dict)
     call: asyncio.Task[None] | None = None
+    open: asyncio.Future[Any] | None = None
+    owners: int = 0
+    dropped: Exception | None = None
+    loss: str = ""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
     gap_since: float | None = None
-    left_at: float | None = None
+    lost_at: float | None = None
+    recovered_s: float = 0.0
+    recoveries: int = 0
+    submissions: int = 1
     output_tokens: int = 0
     stalls: Stalls = field(default_factory=Stalls)
+    request_id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.request_id = self.submission.request_id
 
     @property
     def ended(self) -> bool:
@@ -60,40 +81,62 @@ class Entry:
         return self.state in ("finished", "aborted", "failed")
 
     @property
-    def unplaced(self) -> bool:
-        """Whether no instance is known to have it."""
-        return self.state == "waiting" and not self.replicas
+    def resumable(self) -> bool:
+        """Whether enough is kept of it to submit it again."""
+        return bool(self.submission.request)
+
+    @property
+    def place(self) -> str | None:
+        """The replica that has it, or that it was sent to."""
+        return self.replicas[-1] if self.unplaced_since is None else self.route.chosen
 
     def accept(self, first: int, output: EngineCoreOutput) -> list[EngineCoreOutput]:
         """The outputs that can be delivered now that this one arrived, in order."""
-        if first > len(self.tokens):
+        if first > self.output_tokens:
             self._hold(first, output)
             return []
         ready = self._fresh(first, output)
-        while self.held and (next_held := min(self.held)) <= len(self.tokens):
+        while self.held and (next_held := min(self.held)) <= self.output_tokens:
             ready += self._fresh(next_held, self.held.pop(next_held))
         if not self.held:
             self.gap_since = None
         return ready
 
-    def moved_to(self, replica_id: str) -> None:
-        """Another replica owns it now."""
-        if not self.replicas or self.replicas[-1] != replica_id:
-            if self.replicas:
-                self.stalls.moved(time.monotonic())
+    def owned_by(self, replica_id: str) -> None:
+        """This replica has it now: the first one, or it moved or was taken over."""
+        known = self.replicas[-1] if self.replicas else None
+        if self.unplaced_since is None:
+            if replica_id == known:
+                return
+            self.stalls.moved(time.monotonic())
+        self.unplaced_since = None
+        self.owners += 1
+        if replica_id != known:
             self.replicas.append(replica_id)
+        if not self.kept:
+            self.strip()
+
+    def strip(self) -> None:
+        """Let go of the prompt: it will not be submitted again."""
+        self.submission = replace(self.submission, request=b"")
 
     def _fresh(self, first: int, output: EngineCoreOutput) -> list[EngineCoreOutput]:
-        seen = len(self.tokens) - first
+        seen = self.output_tokens - first
         if seen:
             if seen >= len(output.new_token_ids):
                 return []
             output.new_token_ids = output.new_token_ids[seen:]
+        now = time.monotonic()
         if output.events:
-            self.stalls.observe(output.events, time.monotonic())
-        self.tokens += output.new_token_ids
-        self.output_tokens = len(self.tokens)
+            self.stalls.observe(output.events, now)
+        if self.lost_at is not None:
+            self.recovered_s += now - self.lost_at
+            self.lost_at = None
+        self.output_tokens += len(output.new_token_ids)
+        if self.kept:
+            self.tokens.extend(output.new_token_ids)
         self.state = _ENDS.get(output.finish_reason, "finished") if output.finished else "running"
+        output.request_id = self.request_id
         return [output]
 
     def _hold(self, first: int, output: EngineCoreOutput) -> None:
@@ -112,34 +155,72 @@ class Entry:
             "output_tokens": self.output_tokens,
             "replicas": list(self.replicas),
             "migrations": [record.to_json() for record in self.migrations],
-            "recoveries": 0,
+            "recoveries": self.recoveries,
+            "recovered_ms": round(self.recovered_s * 1e3, 3),
             **self.stalls.to_json(),
         }
 
 
 class Journal:
-    """Running requests by the engines' id, and all that are shown by their public one."""
+    """Running requests by their ids inside the engines, and all that are shown by their public one.
 
-    def __init__(self) -> None:
+    `max_tokens`: of prompts and outputs, kept to continue requests. A request that would exceed it
+    is served as well, but lost with its instance.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
         self._live: dict[str, Entry] = {}
         self._ended: OrderedDict[str, Entry] = OrderedDict()
         self._names: dict[str, Entry] = {}
+        self._max_tokens = max_tokens
+        self._kept_tokens = 0
 
     def get(self, request_id: str) -> Entry | None:
-        """The running request with this id inside the engines."""
+        """The running request that vLLM knows by this id."""
         return self._live.get(request_id)
 
+    def present(self, request_id: str) -> Entry | None:
+        """The running request that is called so inside the engines now, not before a loss."""
+        entry = self._live.get(request_id)
+        return entry if entry and entry.submission.request_id == request_id else None
+
     def known(self, request_id: str) -> Entry | None:
-        """Like `get`, or one that ended lately: word of its last move may come after its end."""
+        """Any that ever was called so: word of its last move may come after its end."""
         return self._live.get(request_id) or self._ended.get(request_id)
+
+    def accept(
+        self, request_id: str, first: int, output: EngineCoreOutput
+    ) -> tuple[Entry | None, list[EngineCoreOutput]]:
+        """Whose output this is, if anybody's, and what of it can be delivered now."""
+        entry = self.present(request_id)
+        if entry is None:
+            return None, []
+        before = entry.output_tokens
+        ready = entry.accept(first, output)
+        if entry.kept:
+            self._kept_tokens += entry.output_tokens - before
+            if self._kept_tokens > self._max_tokens:
+                self._forget(entry)
+        return entry, ready
+
+    def renew(self, entry: Entry) -> None:
+        """Give a request another id inside the engines: it will be submitted again.
+
+        So nothing that its lost instance still says is heard, should that come back to life.
+        """
+        entry.submissions += 1
+        request_id = f"{entry.request_id}~{entry.submissions}"
+        entry.submission = replace(entry.submission, request_id=request_id)
+        entry.held, entry.gap_since, entry.owners = {}, None, 0
+        self._live[request_id] = entry
 
     def live(self) -> list[Entry]:
         """All running requests."""
-        return list(self._live.values())
+        return [entry for name, entry in self._live.items() if name == entry.request_id]
 
     def shown(self) -> list[Entry]:
         """Running requests, then the last that ended, newest first."""
-        return [*self._live.values(), *reversed(self._ended.values())]
+        return [*self.live(), *reversed(self._ended.values())]
 
     def find(self, name: str) -> Entry | None:
         """By X-Request-Id or the id in the response; of several, the running or last one."""
@@ -158,7 +239,10 @@ class Journal:
 
     def open(self, entry: Entry) -> None:
         """A new request."""
-        self._live[entry.submission.request_id] = entry
+        self._live[entry.request_id] = entry
+        self._kept_tokens += entry.submission.prompt_tokens
+        if self._kept_tokens > self._max_tokens:
+            self._forget(entry)
         for name in entry.aliases:
             known = self._names.get(name)
             if known is None or known.ended:
@@ -167,13 +251,25 @@ class Journal:
 
     def close(self, entry: Entry) -> None:
         """The request ended; keep it for a while, without its tokens."""
-        if self._live.pop(entry.submission.request_id, None) is None:
+        if self._live.pop(entry.request_id, None) is None:
             return
-        entry.tokens, entry.held = [], {}
-        entry.submission = replace(entry.submission, request=b"")
+        for number in range(2, entry.submissions + 1):
+            del self._live[f"{entry.request_id}~{number}"]
+        if entry.kept:
+            self._forget(entry)
+        entry.strip()
+        entry.held = {}
+        entry.over.set()
         self._ended[entry.submission.request_id] = entry
         while len(self._ended) > ENDED_KEPT:
             _, oldest = self._ended.popitem(last=False)
             for name in (oldest.submission.public_id, *oldest.aliases):
                 if self._names.get(name) is oldest:
                     del self._names[name]
+
+    def _forget(self, entry: Entry) -> None:
+        """Keep its tokens no longer, nor its prompt once a replica has that."""
+        entry.kept, entry.tokens = False, array("i")
+        if entry.replicas:
+            entry.strip()
+        self._kept_tokens -= entry.submission.prompt_tokens + entry.output_tokens

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -67,7 +67,7 @@ class EngineLoop:
         return await asyncio.wrap_future(self.call(command))
 
     def stuck_for(self, now: float) -> float:
-        """Seconds (of time.monotonic) that the present step has been running; 0 between steps."""
+        """Seconds (of time.monotonic) that the present step or command has taken; 0 while idle."""
         since = self._busy_since
         return now - since if since is not None else 0.0
 
@@ -84,10 +84,9 @@ class EngineLoop:
             self._fail_queued()
 
     def _step(self) -> None:
-        self._busy_since = time.monotonic()
-        outputs, executed = self._core.step_fn()
-        self._core.post_step(executed)
-        self._busy_since = None
+        with self._busy():
+            outputs, executed = self._core.step_fn()
+            self._core.post_step(executed)
         if outputs:
             self._publish(outputs)
         if not executed and self._has_work():
@@ -106,9 +105,19 @@ class EngineLoop:
             command, future = item
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(command())
+                    with self._busy():
+                        result = command()
+                    future.set_result(result)
                 except Exception as error:
                     future.set_exception(error)
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._busy_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._busy_since = None
 
     def _has_work(self) -> bool:
         return bool(self._core.batch_queue) or self._core.scheduler.has_requests()

@@ -101,9 +101,13 @@ class Instance:
         """Raise where the engine is dead or hangs."""
         if self._steps.dead is not None:
             raise RuntimeError(f"engine of {self.replica_id} is dead: {self._steps.dead}")
-        stuck = self._steps.stuck_for(time.monotonic())
+        stuck = self.stuck_for()
         if stuck > STUCK_STEP_S:
             raise RuntimeError(f"engine of {self.replica_id} hangs: one step for {stuck:.0f} s")
+
+    def stuck_for(self) -> float:
+        """Seconds that the engine's present step has taken."""
+        return self._steps.stuck_for(time.monotonic())
 
     def _publish(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """On the step thread, after each step."""

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +23,8 @@ from migration.engine_seam import EngineSeam
 from migration.ownership import Outcome, Owned
 from migration.protocol.messages import Refused, Reserve, Reserved
 from migration.protocol.timing import PER_PAIR
-from migration.snapshot import CannotMove, MigrationRecord, Submission, UnknownRequest
+from migration.resume import resume
+from migration.snapshot import CannotMove, MigrationRecord, Snapshot, Submission, UnknownRequest
 from migration.source import MigrateOut, Reason
 
 BACKOFF_S = 1.0
@@ -32,6 +33,9 @@ BACKOFF_S = 1.0
 REFUSED_S = 0.1
 """The same for a drain that was refused: its orders were older than its last move, and the next
 ones, which know of it, are at hand."""
+
+GRAMMAR_S = 10.0
+"""For the grammar of a request that was taken over to be compiled; vLLM's own ones take less."""
 
 logger = logging.getLogger("ray.serve.llumnix")
 
@@ -104,20 +108,33 @@ class Llumlet:
             if not owned.outcome.done():
                 owned.outcome.set_exception(EngineDead(str(error)))
 
-    async def submit(self, submission: Submission) -> Outcome:
-        """Run a request; returns when it leaves this instance. Cancelling aborts it."""
+    async def submit(self, submission: Submission, tokens: Sequence[int] = ()) -> Outcome:
+        """Run a request; returns when it leaves this instance. Cancelling aborts it.
+
+        With output `tokens` it goes on from these: its instance was lost.
+        """
         owned = self.own(submission)
         owned.unattached_since = None
         self._arrived.append(submission.request_id)
         try:
-            await self._loop.run(partial(self._seam.add, submission))
+            await self._begin(submission, tokens)
         except asyncio.CancelledError:
-            await self.abort(submission.request_id)  # queued behind the `add`, begun or not
+            await self.abort(submission.request_id)  # queued behind what was begun
             raise
+        except CannotMove as error:
+            self.disown(owned)
+            return Outcome("refused", detail=str(error))
         except Exception:
             self.disown(owned)
             raise
         return await self._hold(owned)
+
+    async def _begin(self, submission: Submission, tokens: Sequence[int]) -> None:
+        if not tokens:
+            await self._loop.run(partial(self._seam.add, submission))
+            return
+        snapshot = Snapshot(submission, tuple(tokens))
+        await resume(self._loop, self._seam, snapshot, GRAMMAR_S)
 
     async def attach(self, request_id: str) -> Outcome:
         """Wait for a request that moved here; returns when it leaves. Cancelling aborts it."""

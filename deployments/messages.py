@@ -30,13 +30,30 @@ class Orders:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Router -> scheduler: where should this new request go? `headroom_tokens`: its class's."""
+    """Router -> scheduler: where should this request go?
+
+    `prompt_tokens`: to be computed there, so with those generated so far where it goes on.
+    `headroom_tokens`: its class's. `avoid`: replicas that are lost or hang.
+    """
 
     request_id: str
     prompt_tokens: int
     fingerprint: str = ""
     priority_class: str = "normal"
     headroom_tokens: int = 0
+    avoid: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Route:
+    """What an ingress and the router in its process tell each other of a call.
+
+    `avoid`: replicas that are lost or hang, as the ingress knows before Serve does. `chosen`: where
+    the router sent the request; nobody else could tell until that replica says that it has it.
+    """
+
+    avoid: frozenset[str] = frozenset()
+    chosen: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """LLMReplica: one instance of the fleet as Serve, the ingress and the other replicas call it."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from app.config import FleetConfig
 from deployments import serve_stop
-from deployments.messages import REPLICA, SCHEDULER, Hello, Report
+from deployments.messages import REPLICA, SCHEDULER, Hello, Report, Route
 from deployments.pinned import answers_refusals, call
 from deployments.policy.load import InstanceLoad
 from deployments.policy.scaling import Demand
@@ -47,17 +48,24 @@ class LLMReplica:
         """What a front end needs to know of the engine."""
         return self._instance.hello
 
-    async def submit(self, submission: Submission) -> Outcome:
-        """Run a request; stays open until the request leaves this replica, and says how."""
-        return await self._llumlet.submit(submission)
+    async def submit(self, submission: Submission, _: Route, tokens: Sequence[int]) -> Outcome:
+        """Run a request, from its output `tokens` on if it has some: its instance was lost.
+
+        Stays open until the request leaves this replica, and says how.
+        """
+        return await self._llumlet.submit(submission, tokens)
 
     async def attach(self, request_id: str) -> Outcome:
         """Like `submit`, for a request that moved here."""
         return await self._llumlet.attach(request_id)
 
     async def abort(self, request_id: str) -> None:
-        """Drop a request whose client is gone."""
+        """Drop a request whose client is gone, or that goes on elsewhere."""
         await self._llumlet.abort(request_id)
+
+    async def pulse(self) -> float:
+        """That this process lives; the answer is how many seconds the present step has taken."""
+        return self._instance.stuck_for()
 
     # --- the admin API ---
 

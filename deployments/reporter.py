@@ -54,23 +54,27 @@ class Reporter:
     async def _run(self) -> None:
         while True:
             try:
-                busy = await self._round()
+                soon = await self._round()
             except EngineDead:
                 return  # check_health tells Serve
             except Exception as error:  # the instance must not fall silent for ever
                 logger.error("%s: reporting failed: %r", self._llumlet.replica_id, error)
                 await asyncio.sleep(FAILED_PAUSE_S)
             else:
-                await self._wait(busy)
+                await self._wait(soon)
 
     async def _round(self) -> bool:
-        """One report and what follows from it. Whether there is work."""
+        """One report and what follows from it. Whether the next is due soon.
+
+        It is while there is work, and while the Scheduler does not answer: Serve holds calls back
+        until there is one, which then hears at once of every instance that has a report waiting.
+        """
         report = await self._llumlet.report()
         self._observe(report)
         if orders := await self._send(report):
             self._follow(orders)
         await self._llumlet.housekeeping()
-        return bool(report.load.running or report.load.waiting)
+        return bool(report.load.running or report.load.waiting or not self._up)
 
     async def _send(self, report: Report) -> Orders | None:
         try:
@@ -109,10 +113,10 @@ class Reporter:
             moved = record is not None and record.outcome == "completed"
             going_on = moved and self._llumlet.draining
 
-    async def _wait(self, busy: bool) -> None:
+    async def _wait(self, soon: bool) -> None:
         changed = self._llumlet.changed
         try:
-            async with asyncio.timeout(BUSY_INTERVAL_S if busy else IDLE_INTERVAL_S):
+            async with asyncio.timeout(BUSY_INTERVAL_S if soon else IDLE_INTERVAL_S):
                 await changed.wait()
             await asyncio.sleep(COALESCE_S)
         except TimeoutError:

@@ -6,13 +6,14 @@ that holds a handle to LLMReplica, on a loop that all of the process' routers sh
 
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 from ray.util.metrics import Histogram
 
 from deployments.consult import Consult, NoInstance
-from deployments.messages import Ask
+from deployments.messages import Ask, Route
 from deployments.pinned import ReplicaGone
 from migration.snapshot import Submission
 
@@ -55,7 +56,7 @@ class FleetRouter(RequestRouter):
         if not (pending_request.args and isinstance(pending_request.args[0], Submission)):
             return [[random.choice(candidate_replicas)]]
         try:
-            return [[await self._dispatch(pending_request.args[0], candidate_replicas)]]
+            return [[await self._dispatch(candidate_replicas, *pending_request.args)]]
         except NoInstance as error:
             self._fail(pending_request, error)
             return [candidate_replicas[:1]]
@@ -98,24 +99,31 @@ class FleetRouter(RequestRouter):
             pending_request.future.set_exception(error)
 
     async def _dispatch(
-        self, submission: Submission, candidates: list[RunningReplica]
+        self,
+        candidates: list[RunningReplica],
+        submission: Submission,
+        route: Route,
+        tokens: Sequence[int],
     ) -> RunningReplica:
-        """By the Scheduler's word. Raises NoInstance."""
+        """By the Scheduler's word; the last arguments are those of `submit`. Raises NoInstance."""
         started = time.monotonic()
         fingerprint = submission.fingerprint
         by_id = {r.replica_id.unique_id: r for r in candidates if _runs(r, fingerprint)}
         if not by_id:
             raise NoInstance("none runs its model any more")
+        # One that hangs may come back; it is better than none.
+        by_id = {k: v for k, v in by_id.items() if k not in route.avoid} or by_id
         ask = Ask(
             submission.request_id,
-            submission.prompt_tokens,
+            submission.prompt_tokens + len(tokens),
             fingerprint,
             submission.priority_class,
             self._headroom_tokens.get(submission.priority_class, 0),
+            route.avoid,
         )
-        chosen = await self._consult.choose(ask, list(by_id))
+        route.chosen = await self._consult.choose(ask, list(by_id))
         self._seconds.observe(time.monotonic() - started)
-        return by_id[chosen]
+        return by_id[route.chosen]
 
 
 def _runs(replica: RunningReplica, fingerprint: str) -> bool:

@@ -18,6 +18,7 @@ from migration.peer import StepThread
 from migration.protocol.destination import Event, State, after
 from migration.protocol.messages import Commit, Extend, Refused, Reserve, Reserved, Stage
 from migration.protocol.timing import PER_PAIR, REMEMBERED
+from migration.resume import compiled
 from migration.snapshot import CannotMove, Submission
 
 T = TypeVar("T")
@@ -123,7 +124,8 @@ class MigrateIn:
             )
             if isinstance(answer, Reservation):
                 move.reservation = answer
-                answer = await self._grammar(answer) or answer
+                if not await compiled(self._steps, self._seam, answer, self._limits.timeout_s / 2):
+                    answer = Refused("its grammar is still being compiled there")
         except CannotMove as error:
             answer = Refused(str(error))
         except BaseException:
@@ -139,13 +141,6 @@ class MigrateIn:
         move.on(Event.GRANTED)
         move.expires = self._lease()
         return Reserved(self._seam.capacity(answer), answer.cached_blocks)
-
-    async def _grammar(self, reservation: Reservation) -> Refused | None:
-        grammar = await self._steps.run(partial(self._seam.grammar, reservation))
-        if grammar is None:
-            return None
-        await asyncio.wait([asyncio.wrap_future(grammar)], timeout=self._limits.timeout_s / 2)
-        return None if grammar.done() else Refused("its grammar is still being compiled there")
 
     async def extend(self, message: Extend) -> Reserved | Refused:
         """Hold more blocks for it."""

@@ -242,6 +242,20 @@ class EngineSeam:
         (blocks,) = self._kv.get_block_ids(request.request_id)
         return Reservation(request, blocks, hit_tokens // self.block_size)
 
+    def revive(self, snapshot: Snapshot) -> Reservation:
+        """A request whose instance was lost, for `install`; it holds no blocks, and needs no room.
+
+        Raises CannotMove where nothing but its tokens is known of it, and more is needed.
+        """
+        request = self._decode(snapshot.submission)
+        if request.mm_features or request.prompt_embeds is not None:
+            raise CannotMove("requests with images, audio or embeddings are not continued yet")
+        if request.sampling_params is None or request.resumable:
+            raise CannotMove("only requests that generate from one prompt are continued")
+        request.sampling_params.prompt_logprobs = None  # they came with the first token
+        request.append_output_token_ids(list(snapshot.output_token_ids))
+        return Reservation(request, [], 0)
+
     def extend(self, reservation: Reservation, tokens: int, keep_free: float) -> Refused | None:
         """Hold blocks for `tokens` tokens, if they are not held yet."""
         request, held = reservation.request, self.capacity(reservation)
@@ -313,6 +327,7 @@ class EngineSeam:
 
     def _decode(self, submission: Submission) -> Request:
         wire: EngineCoreRequest = self._decoder.decode(submission.request)
+        wire.request_id = submission.request_id
         wire.client_index = self._clients.client_index(submission.ingress)
         request, _ = self.core.preprocess_add_request(wire)
         return request

@@ -12,10 +12,12 @@ class Outcome:
     """How a request left an instance; the answer to the ingress' open call.
 
     `destination` is the new owner of a request that moved. `unknown`: it is not here (any more).
+    `refused`: it cannot go on from its tokens; `detail` says why.
     """
 
-    kind: Literal["finished", "aborted", "moved", "unknown"]
+    kind: Literal["finished", "aborted", "moved", "unknown", "refused"]
     destination: str | None = None
+    detail: str = ""
 
 
 @dataclass(slots=True, eq=False)

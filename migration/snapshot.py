@@ -11,6 +11,8 @@ class Submission:
 
     `request` is vLLM's EngineCoreRequest in vLLM's own msgpack, so that every instance decodes the
     very same request. `request_id` names it inside the engines, `public_id` outside (X-Request-Id).
+    A request that is taken over from a lost instance has a new `request_id`: whatever that one, or
+    a move that it had begun, may still say of the old one concerns nobody any more.
     `ingress` is the ZMQ address that its tokens go to. `fingerprint`: of the model and the engine
     configuration that it was prepared for, and that alone may run it.
     """

@@ -103,7 +103,11 @@ class GlobalScheduler:
         return Decision(tuple(chosen), tuple(self._expected()))
 
     def _choose(self, ask: Ask, now: float) -> str | None:
-        alike = [load for load in self._expected() if load.fingerprint == ask.fingerprint]
+        alike = [
+            load
+            for load in self._expected()
+            if load.fingerprint == ask.fingerprint and load.replica_id not in ask.avoid
+        ]
         headroom = ask.headroom_tokens
         best = dispatch.choose(self._policy, alike, self._rng, self._turn, headroom > 0)
         self._turn += 1

@@ -1,11 +1,12 @@
 """Replicas as an ingress sees them: they hold its calls open, and send what a test says."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 
+from deployments.messages import Route
 from deployments.outbox import Ownership, Step
 from migration.ownership import Outcome
 from migration.snapshot import Submission
@@ -31,11 +32,15 @@ class FakeInbox:
 
 
 class FakeReplicas:
-    """`submitted`: the requests whose calls were made, by their id inside the engines."""
+    """`submitted`: the requests whose calls were made, by their id inside the engines; `tokens`:
+    the output that they were to go on from.
+    """
 
     def __init__(self) -> None:
         self.inbox = FakeInbox()
         self.submitted: dict[str, Submission] = {}
+        self.routes: dict[str, Route] = {}
+        self.tokens: dict[str, list[int]] = {}
         self.cancelled: set[str] = set()
         self.arrived = asyncio.Event()
         self._calls: dict[str, asyncio.Future[Outcome]] = {}
@@ -65,9 +70,12 @@ class FakeReplicas:
                 await self.arrived.wait()
         return list(self.submitted)[:number]
 
-    async def _submit(self, _: str | None, submission: Submission) -> Outcome:
+    async def _submit(
+        self, _: str | None, submission: Submission, route: Route, tokens: Sequence[int]
+    ) -> Outcome:
         name = submission.request_id
         self.submitted[name] = submission
+        self.routes[name], self.tokens[name] = route, list(tokens)
         self._calls[name] = asyncio.get_running_loop().create_future()
         self.arrived.set()
         try:
@@ -78,3 +86,41 @@ class FakeReplicas:
 
     def _abort(self, _: str | None, request_id: str) -> None:
         self.cancelled.add(request_id)
+
+
+class FakeIngresses:
+    """A handle to all ingresses. `answers`: by a method's name, what each of them does when it is
+    called: it answers, raises, or waits.
+    """
+
+    def __init__(self, **answers: list[Callable[..., Any]]) -> None:
+        self.answers = answers
+        self.asked: list[tuple[Any, ...]] = []
+
+    def options(self, **_: Any) -> "FakeIngresses":
+        return self
+
+    def broadcast(self, method: str, *args: Any) -> "FakeBroadcast":
+        self.asked.append((method, *args))
+        return FakeBroadcast(self.answers.get(method, []), args)
+
+
+class FakeBroadcast:
+    """Serve's DeploymentBroadcastResponse, as far as we use it."""
+
+    def __init__(self, answers: list[Callable[..., Any]], args: tuple[Any, ...]) -> None:
+        self._calls = [FakeResult(answer, args) for answer in answers]
+
+    async def _fetch_replica_results_async(self) -> list["FakeResult"]:
+        return self._calls
+
+
+class FakeResult:
+    """Serve's ReplicaResult: one call of a broadcast."""
+
+    def __init__(self, answer: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._answer, self._args = answer, args
+
+    async def get_async(self) -> Any:
+        answer = self._answer(*self._args)
+        return await answer if asyncio.iscoroutine(answer) else answer

@@ -4,13 +4,16 @@ from types import SimpleNamespace
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from ray.exceptions import ActorUnavailableError
 
 from app.admin import admin_router
 from app.journal import Entry, Journal
+from app.peers import Peers, shown
 from deployments.messages import FleetView
 from deployments.pinned import ReplicaGone
 from deployments.policy.load import InstanceLoad
 from migration.snapshot import CannotMove, MigrationRecord, Submission
+from tests.app.fakes import FakeIngresses
 from tests.fakes import FakeHandle
 
 LOADS = (
@@ -37,20 +40,37 @@ def record(outcome="completed", destination="c", detail=""):
     return MigrationRecord("r1", "a", destination, "admin", outcome, detail, 1, 4, 4096, 2.5)
 
 
+def opened(journal, request_id, public_id, replica_id=None):
+    """A new request of an ingress, at a replica or waiting for one."""
+    entry = Entry(
+        Submission(request_id, public_id, b"request", 12, "normal", "tcp://ingress"),
+        (f"cmpl-{public_id}",),
+    )
+    if replica_id is not None:
+        entry.owned_by(replica_id)
+    journal.open(entry)
+    return entry
+
+
+def end(journal, entry):
+    entry.state = "finished"
+    journal.close(entry)
+
+
 class World:
-    """A fleet of three replicas, one request on `a`, and all calls that were made."""
+    """A fleet of three replicas, one request on `a`, and all calls that were made.
+
+    `other`: the journal of another ingress, while that one answers.
+    """
 
     def __init__(self, api_key=None):
         self.calls = []
         self.scheduler_answers = True
         self.undrain = None
         self.migrate = lambda destination: record(destination=destination)
-        self.journal = Journal()
-        self.entry = Entry(
-            Submission("r1", "mine", b"request", 12, "normal", "tcp://ingress"), ("cmpl-mine",)
-        )
-        self.entry.moved_to("a")
-        self.journal.open(self.entry)
+        self.journal, self.other = Journal(1000), Journal(1000)
+        self.other_answers = True
+        self.entry = opened(self.journal, "r1", "mine", "a")
         replicas = FakeHandle(
             {
                 "migrate_out": lambda at, rid, to: (
@@ -63,8 +83,13 @@ class World:
         )
         scheduler = FakeHandle({"view": self._view})
         app = FastAPI()
-        client = SimpleNamespace(journal=self.journal)
-        app.include_router(admin_router(client, replicas, scheduler, api_key))
+        client = SimpleNamespace(journal=self.journal, recoveries=2)
+        self.ingresses = FakeIngresses(
+            shown=[lambda _, name: shown(self._other(), name)],
+            recoveries=[lambda _: self._other() and 3],
+        )
+        peers = Peers(self.ingresses, "me")
+        app.include_router(admin_router(client, peers, replicas, scheduler, api_key))
         self.http = TestClient(app)
 
     def note(self, *call):
@@ -74,6 +99,14 @@ class World:
         if not self.scheduler_answers:
             raise TimeoutError
         return FleetView(LOADS, {"completed": 7, "refused": 1})
+
+    def _other(self):
+        if not self.other_answers:
+            raise ActorUnavailableError("Actor is unavailable.", None)
+        return self.other
+
+    def shown(self):
+        return [each["request_id"] for each in self.http.get("/fleet/requests").json()]
 
     def move(self, request_id="mine", destination=None):
         body = {"request_id": request_id, "destination": destination}
@@ -134,7 +167,55 @@ def test_a_request_is_found_by_each_of_its_ids(world):
         assert answer["request_id"] == "mine"
         assert answer["replicas"] == ["a"]
     assert world.http.get("/fleet/requests/other").status_code == 404
-    assert [r["request_id"] for r in world.http.get("/fleet/requests").json()] == ["mine"]
+    assert world.shown() == ["mine"]
+
+
+def test_the_requests_of_all_ingresses_are_shown_those_that_run_first(world):
+    end(world.journal, opened(world.journal, "r0", "over", "a"))
+    opened(world.other, "r2", "theirs", "b")
+    end(world.other, opened(world.other, "r3", "theirs-over", "b"))
+
+    assert world.shown() == ["mine", "theirs", "over", "theirs-over"]
+
+
+def test_a_request_is_found_at_whichever_ingress_it_is(world):
+    opened(world.other, "r2", "theirs", "b")
+
+    for name in ("theirs", "cmpl-theirs"):
+        assert world.http.get(f"/fleet/requests/{name}").json()["replicas"] == ["b"]
+    assert world.http.get("/fleet/requests/other").status_code == 404
+
+
+def test_a_request_that_runs_wins_over_one_of_its_name_that_ended(world):
+    end(world.journal, world.entry)
+    assert world.http.get("/fleet/requests/mine").json()["state"] == "finished"
+
+    opened(world.other, "r2", "mine", "b")
+
+    assert world.http.get("/fleet/requests/mine").json()["state"] == "waiting"
+    world.move()
+    assert world.calls == [("migrate", "b", "r2")]
+
+
+def test_nobody_else_is_asked_about_a_request_that_runs_here(world):
+    world.http.get("/fleet/requests/mine")
+    world.move()
+
+    assert world.ingresses.asked == []
+
+
+def test_without_the_other_ingresses_this_one_tells_what_it_knows(world):
+    opened(world.other, "r2", "theirs", "b")
+    world.other_answers = False
+
+    assert world.shown() == ["mine"]
+    assert world.http.get("/fleet/requests/mine").status_code == 200
+    assert world.http.get("/fleet/requests/theirs").status_code == 404
+    assert world.http.get("/fleet").json()["recoveries"] == 2
+
+
+def test_recoveries_are_those_of_all_ingresses(world):
+    assert world.http.get("/fleet").json()["recoveries"] == 5
 
 
 def test_a_move_goes_to_the_replica_that_has_the_request(world):
@@ -157,6 +238,13 @@ def test_a_move_goes_to_the_replica_that_has_the_request(world):
     assert world.calls == [("migrate", "a", "r1")]
 
 
+def test_a_request_of_another_ingress_moves_as_well(world):
+    opened(world.other, "r2", "theirs", "b")
+
+    assert world.move("theirs", "c").json()["outcome"] == "completed"
+    assert world.calls == [("migrate", "b", "r2")]
+
+
 def test_without_a_destination_the_freest_other_running_replica_is_taken(world):
     assert world.move().json()["to"] == "c"
 
@@ -177,8 +265,21 @@ def test_what_is_not_there_is_404(world, request_id, destination, status, messag
 
 def test_an_ended_request_is_409(world):
     world.entry.state = "finished"
+    end(world.other, opened(world.other, "r2", "theirs", "b"))
 
-    assert world.move().status_code == 409
+    assert world.move().json()["detail"] == "request 'mine' has ended (finished)"
+    assert world.move("theirs").json()["detail"] == "request 'theirs' has ended (finished)"
+
+
+def test_a_request_that_waits_for_a_replica_is_409(world):
+    opened(world.journal, "r2", "new")
+
+    answer = world.move("new")
+
+    assert (answer.status_code, answer.json()["detail"]) == (
+        409,
+        "request 'new' is not on a replica yet",
+    )
 
 
 def test_a_refusal_and_an_impossible_move_are_409_with_the_reason(world):

@@ -13,10 +13,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from app import front_end
 from app.config import FleetConfig, load
+from app.peers import Peers
 from deployments import engine_config
 from deployments.consult import NoInstance
 from deployments.messages import Hello
-from tests.app.fakes import FakeReplicas
+from tests.app.fakes import FakeIngresses, FakeReplicas
 
 ENGINE = {
     "dtype": "float32",
@@ -78,7 +79,8 @@ async def world(
 ) -> AsyncIterator[World]:
     replicas = FakeReplicas()
     monkeypatch.setattr(front_end, "Inbox", lambda host: replicas.inbox)
-    app, llm = await front_end.build(config, hello, replicas.handle, replicas.handle)
+    peers = Peers(FakeIngresses(), "me")
+    app, llm, _ = await front_end.build(config, hello, replicas.handle, replicas.handle, peers)
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://fleet"
     ) as http:

@@ -112,6 +112,18 @@ async def test_a_scheduler_that_does_not_answer_is_told_again():
 
 
 @virtually
+async def test_a_restarted_scheduler_hears_at_once_of_idle_instances():
+    """Serve holds calls back until there is a replica: nearly always one of them waits there."""
+    llumlet, scheduler = Llumlet(running=0), Scheduler()
+    scheduler.fails = True
+    started(llumlet, scheduler)
+    await asyncio.sleep(3.5 * (REPORT_TIMEOUT_S + BUSY_INTERVAL_S))
+    assert scheduler.times == [
+        pytest.approx(n * (REPORT_TIMEOUT_S + BUSY_INTERVAL_S)) for n in range(4)
+    ]
+
+
+@virtually
 async def test_a_dead_engine_reports_no_more():
     llumlet, scheduler = Llumlet(), Scheduler()
     started(llumlet, scheduler)

@@ -1,0 +1,215 @@
+"""Keeper: sees to it that each request has an owner, until it has ended.
+
+One call stays open to the replica that has the request, wherever it moves. Where that replica is
+lost, the request is submitted again with the tokens that the journal has (design.md §1, "one resume
+path"), and goes on elsewhere.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
+
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.util.metrics import Counter
+
+from app.config import RecoveryConfig
+from app.journal import Entry, Journal
+from app.tasks import Tasks
+from app.vitals import Vitals
+from deployments.consult import NoInstance
+from deployments.engine_loop import EngineDead
+from deployments.messages import Route
+from deployments.pinned import ReplicaGone, call, pinned
+from migration.ownership import Outcome
+
+GAP_S = 5.0
+"""A token missing for this long is lost."""
+
+PLACE_S = 30.0
+"""A new request that no instance has owned for this long is refused; one that owns it says so
+between two of its steps."""
+
+RETRY_PAUSE_S = 0.1
+"""Before a request is sent out again that no replica had: all that Serve's routers know may be
+dead, until the controller notices."""
+
+logger = logging.getLogger("ray.serve.llumnix")
+
+
+class Lost(Exception):
+    """A request is lost where it was. `with_replica`: and so is all that was there."""
+
+    def __init__(self, why: str, with_replica: bool = False) -> None:
+        super().__init__(why)
+        self.with_replica = with_replica
+
+
+class GaveUp(Exception):
+    """A request cannot go on; the message says why, for the user."""
+
+
+class Keeper:
+    """`recoveries`: how often a lost request has found a new owner."""
+
+    def __init__(
+        self,
+        replicas: DeploymentHandle,
+        journal: Journal,
+        vitals: Vitals,
+        settings: RecoveryConfig,
+        tasks: Tasks,
+    ) -> None:
+        self.recoveries = 0
+        self._replicas = replicas
+        self._tasks = tasks
+        self._journal = journal
+        self._vitals = vitals
+        self._settings = settings
+        self._counter = Counter(
+            "llumnix_recoveries_total", "Requests whose instance was lost.", ("outcome",)
+        )
+
+    async def keep(self, entry: Entry) -> None:
+        """Run a request to its end. Raises GaveUp or NoInstance where it does not get there."""
+        try:
+            while not entry.ended:
+                try:
+                    await self._run(entry)
+                except Lost as loss:
+                    if not entry.ended:
+                        await self._again(entry, loss)
+        except (GaveUp, NoInstance):
+            if entry.lost_at is not None:
+                self._counter.inc(1, {"outcome": "failed"})
+            raise
+
+    def owned(self, entry: Entry, replica_id: str) -> None:
+        """A replica says that it has the request."""
+        if entry.unplaced_since is not None and entry.lost_at is not None:
+            self.recoveries += 1
+            entry.recoveries += 1
+            self._counter.inc(1, {"outcome": "resumed"})
+            logger.info(
+                "request %s goes on at %s from token %d on, %.2f s after %s (%d of %d)",
+                entry.submission.public_id, replica_id, entry.output_tokens,
+                time.monotonic() - entry.lost_at, entry.loss,
+                entry.recoveries, self._settings.max_recoveries,
+            )  # fmt: skip
+        entry.owned_by(replica_id)
+
+    def drop(self, entry: Entry, why: Exception) -> None:
+        """Take a request away from where it is, for `keep` to go on after `why`."""
+        if entry.open is not None and not entry.open.done():
+            entry.dropped = why
+            entry.open.cancel()  # over gRPC this reaches the replica, once that is awake
+
+    def look_after(self, now: float) -> None:
+        """To be called now and then: nothing waits for ever, nor for an instance that hangs."""
+        live = self._journal.live()
+        for each in self._vitals.watch({entry.place for entry in live if entry.place}, now):
+            logger.warning("%s hangs: it has said nothing for %.0f s", each, self._settings.hang_s)
+        for entry in live:
+            if why := self._overdue(entry, now) or self._in_danger(entry):
+                self.drop(entry, why)
+
+    def _overdue(self, entry: Entry, now: float) -> Exception | None:
+        if entry.gap_since is not None and now - entry.gap_since > GAP_S:
+            return Lost("a token got lost on its way")
+        waited = now - entry.unplaced_since if entry.unplaced_since is not None else 0.0
+        if entry.lost_at is None:
+            return NoInstance(f"none did for {PLACE_S:.0f} s") if waited > PLACE_S else None
+        limit = self._settings.wait_s
+        return GaveUp(f"no instance took it over within {limit:.0f} s") if waited > limit else None
+
+    def _in_danger(self, entry: Entry) -> Lost | None:
+        """Its instance hangs. A suspicion, so it must neither cost it its life nor be for nothing:
+        where it was sent to the one that hangs although others were wanted, there are none.
+        """
+        hangs = entry.place in self._vitals.hanging and entry.place not in entry.route.avoid
+        may_leave = entry.resumable and entry.recoveries < self._settings.max_recoveries
+        return Lost(f"{entry.place} hung") if hangs and may_leave else None
+
+    # --- one owner after the other -----------------------------------------------------------
+
+    async def _run(self, entry: Entry) -> None:
+        """From owner to owner as it moves. Raises Lost, GaveUp or NoInstance."""
+        submitting = call(self._replicas, "submit", entry.submission, entry.route, entry.tokens)
+        outcome = await self._left(entry, submitting)
+        while outcome.kind == "moved" and outcome.destination and not entry.ended:
+            entry.owned_by(outcome.destination)
+            owner = pinned(self._replicas, outcome.destination)
+            outcome = await self._left(entry, call(owner, "attach", entry.submission.request_id))
+        if entry.ended:
+            return
+        if outcome.kind == "refused":
+            raise GaveUp(f"it cannot go on elsewhere: {outcome.detail}")
+        if outcome.kind != "finished":
+            raise Lost(f"{entry.place} said: {outcome.kind}")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GAP_S):
+                await entry.over.wait()  # its last tokens may still be on their way
+        if not entry.ended:
+            raise Lost("its last token got lost on its way")
+
+    async def _left(self, entry: Entry, leaving: Awaitable[Outcome]) -> Outcome:
+        """How the request left the replica of an open call. Raises `drop`'s error, Lost, NoInstance
+        or GaveUp.
+        """
+        owners = max(1, entry.owners)
+        entry.dropped = None
+        entry.open = asyncio.ensure_future(leaving)
+        try:
+            return await entry.open
+        except asyncio.CancelledError:
+            if entry.dropped is None:
+                raise
+            raise entry.dropped from None
+        except NoInstance:
+            raise
+        except Exception as error:  # over gRPC a dead engine's error arrives as it was raised
+            if entry.owners > owners:
+                return Outcome("moved", entry.replicas[-1])  # the new owner said so, the old died
+            why = f"its instance {entry.place or ''} was lost ({type(error).__name__})"
+            if isinstance(error, RayActorError | ReplicaGone | EngineDead):
+                raise Lost(why, with_replica=True) from None
+            if entry.unplaced_since is None:
+                raise Lost(why) from None
+            raise GaveUp(why) from None  # elsewhere it would be no other
+
+    async def _again(self, entry: Entry, loss: Lost) -> None:
+        """Make a lost request ready to be submitted again. Raises GaveUp or NoInstance."""
+        now, place = time.monotonic(), entry.place
+        had_it = entry.unplaced_since is None
+        if had_it:
+            entry.unplaced_since, entry.loss = now, str(loss)
+            entry.lost_at = entry.lost_at or now
+        if place is not None and loss.with_replica:
+            self._vitals.lost(place, now)
+        elif place is not None:
+            self._tasks.start(self.abort(place, entry.submission.request_id))
+        self._journal.renew(entry)
+        self._check(entry, str(loss), now)
+        if not had_it:
+            await asyncio.sleep(RETRY_PAUSE_S)
+        entry.route = Route(self._vitals.avoid(time.monotonic()))
+
+    def _check(self, entry: Entry, why: str, now: float) -> None:
+        """Raise GaveUp or NoInstance unless it may be submitted again."""
+        if late := self._overdue(entry, now):
+            raise late
+        most = self._settings.max_recoveries
+        if entry.recoveries >= most:
+            often = f", after {most} recoveries (recovery.max_recoveries)" if most else ""
+            raise GaveUp(f"{why}{often}")
+        if not entry.resumable:
+            raise GaveUp(f"{why}, and the journal had no room for it (recovery.max_journal_tokens)")
+
+    async def abort(self, replica_id: str, request_id: str) -> None:
+        """Tell a replica that nobody wants the request from there (any more)."""
+        with suppress(RayError, RayServeException, ReplicaGone, TimeoutError):  # gone, both of them
+            async with asyncio.timeout(GAP_S):
+                await call(pinned(self._replicas, replica_id), "abort", request_id)
