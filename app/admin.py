@@ -15,7 +15,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from app.fleet_client import FleetClient
-from app.peers import Peers, Shown, shown
+from app.peers import Peers, Shown, shown_by
 from deployments.messages import FleetView
 from deployments.pinned import ReplicaGone, ask, call, pinned
 from deployments.policy import dispatch
@@ -78,7 +78,7 @@ class Fleet:
 
     async def find(self, name: str) -> Shown:
         """The request, whichever ingress has it, or 404. A running one wins over one that ended."""
-        known = shown(self._client.journal, name)
+        known = shown_by(self._client.journal, name)
         if not known or known[0].ended:
             known += await self._peers.shown(name)
         if not known:
@@ -87,7 +87,7 @@ class Fleet:
 
     async def requests(self) -> list[dict[str, Any]]:
         """Of all ingresses: running requests, then the last that ended at each, newest first."""
-        known = shown(self._client.journal) + await self._peers.shown()
+        known = shown_by(self._client.journal) + await self._peers.shown()
         return [each.json for each in sorted(known, key=lambda each: each.ended)]
 
     async def migrate(self, order: Migrate) -> MigrationRecord:

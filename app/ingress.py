@@ -8,7 +8,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from app.config import FleetConfig
-from app.peers import Peers, Shown, shown
+from app.peers import Peers, Shown, shown_by
 from deployments.messages import Hello
 from deployments.pinned import call
 
@@ -49,7 +49,7 @@ class Ingress:
 
     async def shown(self, asker: str, name: str | None = None) -> list[Shown]:
         """For another ingress: the requests here, or the one with this name. None for itself."""
-        return [] if asker == self._id else shown(self._client.journal, name)
+        return [] if asker == self._id else shown_by(self._client.journal, name)
 
     async def recoveries(self, asker: str) -> int:
         """For another ingress: how many requests were continued from here. 0 for itself."""

@@ -168,8 +168,10 @@ class Keeper:
             if entry.dropped is None:
                 raise
             raise entry.dropped from None
-        except NoInstance:
-            raise
+        except NoInstance as error:
+            if entry.lost_at is None:
+                raise
+            raise Lost(str(error)) from None  # others may be starting
         except Exception as error:  # over gRPC a dead engine's error arrives as it was raised
             if entry.owners > owners:
                 return Outcome("moved", entry.replicas[-1])  # the new owner said so, the old died

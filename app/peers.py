@@ -38,7 +38,7 @@ class Shown:
     json: dict[str, Any]
 
 
-def shown(journal: "Journal", name: str | None = None) -> list[Shown]:
+def shown_by(journal: "Journal", name: str | None = None) -> list[Shown]:
     """The running requests of an ingress, then the last that ended; or the one with this name."""
     if name is None:
         return [_shown(entry) for entry in journal.shown()]

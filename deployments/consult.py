@@ -42,7 +42,7 @@ class Consult:
 
     async def choose(self, ask: Ask, candidates: Sequence[str]) -> str:
         """The replica id for this request, one of `candidates`. Raises NoInstance."""
-        chosen = await self._ask(ask) if self._breaker.closed else None
+        chosen = await self._ask(ask)
         if chosen is not None and chosen in candidates:
             return chosen
         if not self._breaker.closed:
@@ -52,6 +52,7 @@ class Consult:
         return self._last.choose(ask, candidates, _now())
 
     async def _ask(self, ask: Ask) -> str | None:
+        """The Scheduler's word; None where it knows none, or is bypassed."""
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((ask, answer))
         if self._asking is None or self._asking.done():

@@ -111,19 +111,28 @@ class FleetRouter(RequestRouter):
         by_id = {r.replica_id.unique_id: r for r in candidates if _runs(r, fingerprint)}
         if not by_id:
             raise NoInstance("none runs its model any more")
-        # One that hangs may come back; it is better than none.
-        by_id = {k: v for k, v in by_id.items() if k not in route.avoid} or by_id
         ask = Ask(
             submission.request_id,
             submission.prompt_tokens + len(tokens),
             fingerprint,
             submission.priority_class,
             self._headroom_tokens.get(submission.priority_class, 0),
-            route.avoid,
+            route.avoid & by_id.keys(),
         )
-        route.chosen = await self._consult.choose(ask, list(by_id))
+        route.chosen = await self._choose(ask, list(by_id))
         self._seconds.observe(time.monotonic() - started)
         return by_id[route.chosen]
+
+    async def _choose(self, ask: Ask, candidates: list[str]) -> str:
+        """One that hangs may come back: it is better than none. Raises NoInstance."""
+        well = [each for each in candidates if each not in ask.avoid]
+        try:
+            if well:
+                return await self._consult.choose(ask, well)
+        except NoInstance:
+            if not ask.avoid:
+                raise
+        return random.choice(list(ask.avoid))
 
 
 def _runs(replica: RunningReplica, fingerprint: str) -> bool:

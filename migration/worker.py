@@ -112,16 +112,17 @@ class MigrationWorker:
 
         The V2 runner learns all of it from the scheduler and hashes (seed, position) instead of
         keeping a generator, so there is nothing to do. Without a `generator` state (after a crash)
-        the seed's is advanced by one draw per token (moving.md, D2).
+        the seed's is advanced by one draw per token (moving.md, D2); a greedy request has none.
         """
         if not hasattr(self.model_runner, "requests"):
             return
+        from vllm.sampling_params import SamplingType
         from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
         params = new.sampling_params
         assert params is not None
         rng = None
-        if params.seed is not None:
+        if params.seed is not None and params.sampling_type is not SamplingType.GREEDY:
             rng = torch.Generator(device=self.model_runner.device)
             rng.manual_seed(params.seed)
             if generator is not None:

@@ -1,8 +1,7 @@
 """The processes of a fleet: which one is which instance, and what each takes of the machine."""
 
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,13 +87,13 @@ def role_of(process_title: str) -> str:
     return process_title.partition(".")[0] if "::" in process_title else process_title
 
 
-def actors(usage: dict[str, Usage]) -> int:
+def actors(usage: Mapping[str, Usage]) -> int:
     """How many processes are actors of Ray: all but its own programs and idle workers."""
-    count: Counter[str] = Counter({role: used.processes for role, used in usage.items()})
     return sum(
-        number
-        for role, number in count.items()
-        if role in (REPLICA, SCHEDULER, INGRESS) or (role.startswith("ray::") and "IDLE" not in role)
+        used.processes
+        for role, used in usage.items()
+        if role in (REPLICA, SCHEDULER, INGRESS)
+        or (role.startswith("ray::") and "IDLE" not in role)
     )
 
 

@@ -8,7 +8,7 @@ from ray.exceptions import ActorUnavailableError
 
 from app.admin import admin_router
 from app.journal import Entry, Journal
-from app.peers import Peers, shown
+from app.peers import Peers, shown_by
 from deployments.messages import FleetView
 from deployments.pinned import ReplicaGone
 from deployments.policy.load import InstanceLoad
@@ -85,7 +85,7 @@ class World:
         app = FastAPI()
         client = SimpleNamespace(journal=self.journal, recoveries=2)
         self.ingresses = FakeIngresses(
-            shown=[lambda _, name: shown(self._other(), name)],
+            shown=[lambda _, name: shown_by(self._other(), name)],
             recoveries=[lambda _: self._other() and 3],
         )
         peers = Peers(self.ingresses, "me")

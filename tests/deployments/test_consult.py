@@ -104,6 +104,12 @@ async def test_a_choice_that_is_gone_is_replaced(consult, scheduler):
 
 
 @virtually
+async def test_one_that_drains_replaces_a_choice_that_is_gone_rather_than_none(consult, scheduler):
+    scheduler.chosen, scheduler.loads = "dead", DRAINING
+    assert Counter(await chosen(consult, n=4)) == {"a": 2, "b": 2}
+
+
+@virtually
 async def test_when_the_scheduler_dies_the_first_wait_for_one_timeout_and_nobody_after(
     consult, scheduler
 ):

@@ -1,7 +1,8 @@
 """Real vLLM engines in the test's process, stepped by hand: no threads, no Ray, no clock."""
 
+import asyncio
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -15,7 +16,9 @@ from deployments import engine_config
 from migration.engine_seam import EngineSeam, Reservation, Standing
 from migration.protocol import source as protocol
 from migration.protocol.messages import Refused, Reserved
-from migration.snapshot import CannotMove, Submission
+from migration.resume import resume
+from migration.snapshot import CannotMove, Snapshot, Submission
+from tests.migration.fakes import Steps
 
 ENGINE = {
     "dtype": "float32",
@@ -237,3 +240,19 @@ def move(source: Engine, destination: Engine, request: Submission, **options: An
     end = attempt.run()
     assert end.outcome == "completed", end.detail
     return attempt.blocks
+
+
+def renewed(request: Submission) -> Submission:
+    """The same request under another id, as the ingress submits it again; its history goes on."""
+    again = replace(request, request_id=f"r{next(_ids):06}")
+    history[again.request_id] = history[request.request_id]
+    return again
+
+
+def revive(engine: Engine, lost: Submission) -> Submission:
+    """Let this engine go on with a request of which nothing is left but what it has said."""
+    again = renewed(lost)
+    tokens = [token for out in history[lost.request_id] for token in out.new_token_ids]
+    snapshot = Snapshot(again, tuple(tokens))
+    asyncio.run(resume(Steps(), engine.seam, snapshot, timeout_s=30))
+    return again

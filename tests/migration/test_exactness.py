@@ -3,46 +3,26 @@
 Two real engines; all features run at once on one of them, and each request moves by itself.
 """
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm.sampling_params import StructuredOutputsParams
-from vllm.v1.structured_output.utils import choice_as_grammar
 
 from migration.protocol import source as protocol
 from migration.snapshot import Submission
 from tests.migration.engines import Engine, Move, history, submission
-
-SEEDED = {"temperature": 1.0, "seed": 11}
-CITY = {
-    "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 30}, "people": {"type": "integer"}},
-    "required": ["city", "people"],
-}
-CHOICES = ["yes " * 14 + "no", "yes " * 7 + "no " * 10, "no " * 20]
-FEATURES: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "seeded": SEEDED,
-    "top-k, top-p, min-p": SEEDED | {"top_k": 40, "top_p": 0.9, "min_p": 0.01},
-    "penalties": {"presence_penalty": 1.5, "frequency_penalty": 0.7, "repetition_penalty": 1.2},
-    "seeded penalties": SEEDED | {"presence_penalty": 1.9, "frequency_penalty": 0.5},
-    "min tokens": {"min_tokens": 50, "stop_token_ids": list(range(60, 100))},
-    "stop token ids": {"stop_token_ids": list(range(97, 99)), "min_tokens": 30},
-    "max tokens": {"max_tokens": 50},
-    "bad words": {"bad_words": [chr(letter) for letter in range(40, 70)]},
-    "logit bias": {"logit_bias": {70: 4.0, 71: -100.0}},
-    "allowed tokens": SEEDED | {"allowed_token_ids": list(range(40, 90))},
-    "logprobs": {"logprobs": 3},
-    "json": SEEDED | {"structured_outputs": StructuredOutputsParams(json=CITY)},
-    "regex": SEEDED | {"structured_outputs": StructuredOutputsParams(regex="([a-z]{3}-){12}end")},
-    "choice": SEEDED
-    # As the front end hands on {"choice": [...]}.
-    | {"structured_outputs": StructuredOutputsParams(grammar=choice_as_grammar(CHOICES))},
-}
-CONTEXTS = {"short": 90, "long": 1000}
+from tests.migration.features import (
+    CONTEXTS,
+    ENGINE,
+    FEATURES,
+    MOST_OF_THEM,
+    ONE_WAY_TO_GO_ON,
+    Said,
+    differing,
+    prompts,
+    said,
+)
 
 MOVES = {
     "while waiting or in prefill": [0],
@@ -52,11 +32,6 @@ MOVES = {
     "many times": [2, 8, 14, 20, 26, 32],
 }
 """When a request moves: each time it has so many tokens."""
-
-MOST_OF_THEM = len(FEATURES) - 3
-"""Some stop before they are to move."""
-
-ENGINE = {"kv_cache_memory_bytes": 72 << 20, "max_num_seqs": 32}
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +49,9 @@ def engines(pair: tuple[Engine, Engine]) -> Iterator[tuple[Engine, Engine]]:
 
 
 @pytest.fixture(scope="module")
-def unmoved(pair: tuple[Engine, Engine]) -> dict[str, dict[str, Any]]:
+def unmoved(pair: tuple[Engine, Engine]) -> dict[str, dict[str, Said]]:
     """What each feature's request says, by context, where nothing moves."""
     return {context: run(pair, prompts(length), []) for context, length in CONTEXTS.items()}
-
-
-def prompts(length: int) -> dict[str, list[int]]:
-    """One of its own for each feature."""
-    rng = random.Random(length)
-    return {feature: rng.choices(range(32, 127), k=length) for feature in FEATURES}
 
 
 def run(
@@ -90,7 +59,7 @@ def run(
     prompts: dict[str, list[int]],
     hops: list[int],
     **move: Any,
-) -> dict[str, Any]:
+) -> dict[str, Said]:
     """Run all features at once, each request moving as it comes to the next of `hops`."""
     here = engines[0]
     requests = {name: submission(prompts[name], **FEATURES[name]) for name in FEATURES}
@@ -129,25 +98,11 @@ def hop_if_due(
     homes[name] += end.outcome == "completed"
 
 
-def said(request: Submission) -> list[Any]:
-    """Tokens and ends, in the order in which the engines emitted them."""
-    outputs = history[request.request_id]
-    tokens = [token for output in outputs for token in output.new_token_ids]
-    alternatives = [
-        output.new_logprobs.logprob_token_ids.tolist() for output in outputs if output.new_logprobs
-    ]
-    return [tokens, alternatives, outputs[-1].finish_reason, outputs[-1].stop_reason]
-
-
-def differing(got: dict[str, Any], expected: dict[str, Any]) -> set[str]:
-    return {feature for feature in FEATURES if got[feature] != expected[feature]}
-
-
 @pytest.mark.parametrize("moves", MOVES)
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_a_moved_request_goes_on_exactly(
     engines: tuple[Engine, Engine],
-    unmoved: dict[str, dict[str, Any]],
+    unmoved: dict[str, dict[str, Said]],
     context: str,
     moves: str,
 ) -> None:
@@ -156,16 +111,16 @@ def test_a_moved_request_goes_on_exactly(
 
 
 def test_without_the_copy_they_differ(
-    engines: tuple[Engine, Engine], unmoved: dict[str, dict[str, Any]]
+    engines: tuple[Engine, Engine], unmoved: dict[str, dict[str, Said]]
 ) -> None:
-    """The control: the suite notices lost bytes. (A choice has one way to go on.)"""
+    """The control: the suite notices lost bytes."""
     got = run(engines, prompts(CONTEXTS["short"]), MOVES["early"], copy=False)
-    assert differing(got, unmoved["short"]) >= set(FEATURES) - {"choice", "json", "regex"}
+    assert differing(got, unmoved["short"]) >= set(FEATURES) - ONE_WAY_TO_GO_ON - {"json", "regex"}
 
 
 def test_without_the_sampler_state_they_differ(
     engines: tuple[Engine, Engine],
-    unmoved: dict[str, dict[str, Any]],
+    unmoved: dict[str, dict[str, Said]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The control: the suite notices a generator that starts anew, and forgotten outputs."""

@@ -256,6 +256,12 @@ class TestGenerators:
         assert there.model_runner.requests["r"].generator is None
         assert there.mig_generator("r") is None
 
+    def test_a_greedy_request_has_none_whatever_its_seed(self, make):
+        """As in vLLM; on a GPU it would keep the whole batch from the faster sampler."""
+        there = make()
+        there.mig_seed(self.request(seed=self.SEED, temperature=0.0), [7], None)
+        assert there.mig_generator("r") is None
+
     def test_the_v2_runner_keeps_none(self, make):
         one = make()
         del one.model_runner.requests
