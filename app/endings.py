@@ -11,7 +11,7 @@ Abort = Callable[[list[str]], Awaitable[None]]
 
 
 class Endings:
-    """Ends requests by a refusal, or by an error in an answer that has begun."""
+    """Ends requests by a refusal."""
 
     def __init__(self, outputs: asyncio.Queue[EngineCoreOutputs]) -> None:
         self._outputs = outputs
@@ -22,7 +22,7 @@ class Endings:
         self._abort = abort
 
     async def end(self, request_id: str, answer: Answer, refusal: Refusal) -> None:
-        """End this request, and with a refusal all that belongs to the same answer."""
+        """End this request, and all that belongs to the same answer."""
         if not answer.refuse(refusal):
             last = EngineCoreOutput(request_id, [], finish_reason=FinishReason.ERROR)
             self._outputs.put_nowait(EngineCoreOutputs(outputs=[last]))

@@ -88,7 +88,7 @@ class FleetClient(EngineCoreClient):
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         """Returns at once: what goes wrong later arrives as the request's last output."""
-        answer = refusals.current.get(None) or Answer(begun=True)
+        answer = refusals.current.get(None) or Answer(http=False)
         entry = self._entry(request, answer)
         patient = self._priorities.is_patient(entry.submission.priority_class, request.priority)
         if refusal := self._gate.admit(entry.submission, answer, patient):

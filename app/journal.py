@@ -49,7 +49,7 @@ class Entry:
     submission: Submission
     aliases: tuple[str, ...] = ()
     answer: Answer = field(default_factory=Answer)
-    unplaced_since: float | None = None
+    unplaced_since: float | None = 0.0
     route: Route = field(default_factory=Route)
     state: State = "waiting"
     kept: bool = True

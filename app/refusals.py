@@ -1,4 +1,4 @@
-"""Refusals: 429 and 503 in place of an answer that vLLM has not begun.
+"""Refusals: 429 and 503 in place of an answer, or as the end of a stream that has begun.
 
 vLLM's server starts a stream with its status 200 before the engine is asked, so it could not refuse
 one any more. The middleware keeps that start back until there is something to send.
@@ -17,7 +17,7 @@ _KINDS = {429: "RateLimitError", 503: "ServiceUnavailableError"}
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What a client gets instead of tokens. `status` is 429 or 503."""
+    """What a client gets instead of (more) tokens. `status` is 429 or 503."""
 
     status: int
     message: str
@@ -30,25 +30,36 @@ class Refusal:
             response.headers["retry-after"] = str(self.retry_after_s)
         return response
 
+    async def send(self, begun: bool, scope: Scope, receive: Receive, send: Send) -> None:
+        """All that the client gets (from now on)."""
+        if not begun:
+            await self.response()(scope, receive, send)
+            return
+        error = bytes(self.response().body)
+        last = b"data: %b\n\ndata: [DONE]\n\n" % error
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
 
 @dataclass(slots=True, eq=False)
 class Answer:
     """The answer to one HTTP request, as FleetClient and the middleware share it.
 
     `admitted`: one of its engine requests was let in, and so are the others (n > 1, several
-    prompts). `begun`: the client has a part of it. `running`: ids of its engine requests.
+    prompts). `begun`: the client has a part of it. `running`: ids of its engine requests. `http`:
+    False where AsyncLLM was called by something else.
     """
 
+    http: bool = True
     admitted: bool = False
     begun: bool = False
     refusal: Refusal | None = None
     running: set[str] = field(default_factory=set)
 
     def refuse(self, refusal: Refusal) -> bool:
-        """Make it this, unless it has begun."""
-        if not self.begun and self.refusal is None:
+        """Make it this, or end it with this. False where there is no such answer."""
+        if self.http and self.refusal is None:
             self.refusal = refusal
-        return not self.begun
+        return self.http
 
 
 current: ContextVar[Answer] = ContextVar("answer")
@@ -72,12 +83,12 @@ class RefusalMiddleware:
 
         async def send_or_refuse(message: Message) -> None:
             nonlocal refused
-            if answer.begun:
-                await send(message)
-            elif answer.refusal is not None:
+            if answer.refusal is not None:
                 if not refused:
                     refused = True
-                    await answer.refusal.response()(scope, receive, send)
+                    await answer.refusal.send(answer.begun, scope, receive, send)
+            elif answer.begun:
+                await send(message)
             else:
                 held.append(message)
                 if not _may_wait(message, scope, answer):

@@ -98,11 +98,11 @@ class VirtualClient:
         await asyncio.sleep(delays.submit / 2)
         replica_id = self._choose(submission)
         await asyncio.sleep(delays.submit / 2)
-        entry.moved_to(replica_id)
+        entry.owned_by(replica_id)
         outcome = await self._network.llumlets[replica_id].submit(submission)
         while outcome.kind == "moved" and outcome.destination:
             await asyncio.sleep(delays.call)
-            entry.moved_to(outcome.destination)
+            entry.owned_by(outcome.destination)
             owner = self._network.llumlets[outcome.destination]
             outcome = await owner.attach(submission.request_id)
         return outcome

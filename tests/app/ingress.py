@@ -1,4 +1,4 @@
-"""An ingress without Serve and without vLLM's server: a FleetClient over replicas that are fakes."""
+"""An ingress without Serve and without vLLM's server: a FleetClient over fake replicas."""
 
 import asyncio
 import time
@@ -18,19 +18,22 @@ from app.priorities import Priorities
 from app.refusals import Answer
 from tests.app.fakes import FakeReplicas
 
+RECOVERY = RecoveryConfig()
+CLASSES = {"normal": PriorityClass()}
+
 
 class Ingress:
-    """A FleetClient over such replicas, and what reads its outputs as AsyncLLM does.
+    """A FleetClient, and what reads its outputs as AsyncLLM does.
 
     By vLLM's ids: `tokens` that were delivered, and `ends`, how requests ended; `aborted`: those
     that vLLM was to abort, because they were refused. `stop`: a token that ends a request, as a
-    stop string does. While `reading` is not set, the reader is busy with what came first.
+    stop string does. While `reading` is not set, the reader is busy with what came before.
     """
 
     def __init__(
         self,
-        recovery: RecoveryConfig = RecoveryConfig(),
-        classes: Mapping[str, PriorityClass] = {"normal": PriorityClass()},
+        recovery: RecoveryConfig = RECOVERY,
+        classes: Mapping[str, PriorityClass] = CLASSES,
         replicas: str = "ab",
     ) -> None:
         self.replicas = FakeReplicas(replicas)
@@ -53,7 +56,7 @@ class Ingress:
 
     async def add(
         self,
-        request_id: str,
+        request_id: str = "r1",
         answer: Answer | None = None,
         prompt_tokens: int = 8,
         priority: int = 0,
@@ -65,23 +68,21 @@ class Ingress:
         refusals.current.reset(token)
         return answer
 
-    async def begin(
-        self, request_id: str = "r1", *tokens: int, answer: Answer | None = None
-    ) -> Answer:
+    async def begin(self, *tokens: int, name: str = "r1", answer: Answer | None = None) -> Answer:
         """Add a request that runs at once, and has made these tokens."""
-        answer = await self.add(request_id, answer)
+        answer = await self.add(name, answer)
         await at_once()
-        self.go_on(request_id, 0, *tokens)
-        await at_once()
+        await self.go_on(name, *tokens)
         return answer
 
-    def go_on(self, request_id: str, first: int, *tokens: int, last: bool = False) -> None:
-        """The replica that it was sent to has it, and makes these tokens."""
+    async def go_on(self, request_id: str, *tokens: int, first: int = 0) -> None:
+        """The replica that a request was sent to says that it has it, and makes these tokens."""
         self.replicas.own(request_id)
         if tokens:
-            self.replicas.send(request_id, first, tokens, last)
+            self.replicas.send(request_id, first, tokens)
+        await at_once()
 
-    def shown(self, name: str = "r1") -> Any:
+    def shown(self, name: str = "r1") -> dict[str, Any]:
         """A request as the admin API shows it."""
         entry = self.client.journal.find(name)
         assert entry is not None

@@ -1,6 +1,7 @@
 """vLLM's own server over replicas that do what the test says: who is refused, and how."""
 
 import asyncio
+import json
 import pickle
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -64,7 +65,8 @@ class World:
 def config(tiny_llama: Path) -> FleetConfig:
     model = {"model_id": "tiny", "model_source": str(tiny_llama), "engine_kwargs": ENGINE}
     priorities = {"normal": {"max_queued_tokens": 10}, "high": {"priority": -10}}
-    return load({"model": model, "priorities": priorities})
+    recovery = {"max_recoveries": 0}
+    return load({"model": model, "priorities": priorities, "recovery": recovery})
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +150,7 @@ async def test_what_one_http_request_asks_for_is_let_in_as_a_whole(world: World)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_whose_replica_dies_before_its_first_token_is_a_503(world: World, stream):
+async def test_a_request_that_is_lost_before_its_first_token_is_a_503(world: World, stream):
     one, other = await world.begun(prompt="abc", n=2, temperature=1, stream=stream)
 
     world.replicas.fail(one, ConnectionError("reset by peer"))
@@ -156,13 +158,13 @@ async def test_a_request_whose_replica_dies_before_its_first_token_is_a_503(worl
     (response,) = await asyncio.gather(*world.posts)
     assert response.status_code == 503
     assert response.json()["error"]["message"] == (
-        "the request failed: its replica was lost (ConnectionError); try again"
+        "the request failed: its instance a was lost (ConnectionError); try again"
     )
     assert other in world.replicas.cancelled
     assert world.forgotten()
 
 
-async def test_a_stream_whose_replica_dies_later_ends_with_an_error(world: World):
+async def test_a_stream_that_is_lost_later_ends_with_the_reason(world: World):
     (request_id,) = await world.begun(prompt="abc", stream=True)
     world.replicas.send(request_id, 0, [65])
     stats = world.llm.output_processor.request_states[request_id]
@@ -175,7 +177,14 @@ async def test_a_stream_whose_replica_dies_later_ends_with_an_error(world: World
     (response,) = await asyncio.gather(*world.posts)
     assert response.status_code == 200
     assert '"text":"A"' in response.text
-    assert '"code": 500' in response.text
+    *_, error, done = response.text.strip().split("\n\n")
+    assert json.loads(error.removeprefix("data: "))["error"] == {
+        "message": "the request failed: its instance a was lost (ConnectionError); try again",
+        "type": "ServiceUnavailableError",
+        "param": None,
+        "code": 503,
+    }
+    assert done == "data: [DONE]"
     assert world.forgotten()
 
 

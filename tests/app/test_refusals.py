@@ -1,6 +1,7 @@
 """A refusal takes the place of an answer that has not begun; all else passes as it comes."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from app.refusals import Refusal, RefusalMiddleware, current
+from app.refusals import Answer, Refusal, RefusalMiddleware, current
 
 FULL = Refusal(429, "the queue is full", retry_after_s=7)
 NOBODY = Refusal(503, "nobody takes it")
@@ -84,9 +85,13 @@ def test_a_refusal_without_a_time_has_no_retry_after():
     assert response.json()["error"]["type"] == "ServiceUnavailableError"
 
 
-def test_what_the_client_has_a_part_of_is_not_replaced():
-    response = post(streamed(FULL, after=1))
-    assert (response.status_code, response.text) == (200, "ab")
+def test_what_the_client_has_a_part_of_ends_with_the_refusal():
+    response = post(streamed(NOBODY, after=1))
+    assert response.status_code == 200
+    text, _, rest = response.text.partition("data: ")
+    error, _, last = rest.partition("\n\n")
+    assert (text, last) == ("a", "data: [DONE]\n\n")
+    assert json.loads(error)["error"]["code"] == 503
 
 
 def test_what_a_stream_says_before_its_request_is_admitted_can_be_taken_back():
@@ -98,17 +103,9 @@ def test_a_stream_that_never_asks_the_engines_comes_whole():
     assert post(streamed(admitted=99)).text == "ab"
 
 
-def test_an_answer_that_has_begun_says_that_it_cannot_be_refused():
-    told = []
-
-    async def chunks() -> AsyncIterator[str]:
-        answer = current.get()
-        answer.admitted = True
-        yield "a"
-        told.append((answer.begun, answer.refuse(FULL), answer.refusal))
-
-    assert post(lambda _: StreamingResponse(chunks())).text == "a"
-    assert told == [(True, False, None)]
+def test_what_is_no_http_answer_cannot_be_refused():
+    answer = Answer(http=False)
+    assert (answer.refuse(FULL), answer.refusal) == (False, None)
 
 
 def test_the_first_refusal_counts():

@@ -53,7 +53,7 @@ CONTEXTS = {"short": 90, "long": 1000}
 MOST_OF_THEM = len(FEATURES) - 3
 """Some stop before anything is to happen to them."""
 
-ENGINE = {"kv_cache_memory_bytes": 72 << 20, "max_num_seqs": 32}
+ENGINE = {"kv_cache_memory_bytes": 96 << 20, "max_num_seqs": 32}
 """Holds all of them at once."""
 
 CLOSE = 1e-4

@@ -2,14 +2,20 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.pooling_params import PoolingParams
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from migration.protocol.messages import Refused
-from migration.snapshot import CannotMove, Submission, UnknownRequest
-from tests.migration.engines import Engine, history, move, reserve, submission
+from migration.snapshot import CannotMove, Snapshot, Submission, UnknownRequest
+from tests.migration.engines import Engine, history, move, reserve, revive, submission
 
 PROMPT = random.Random(3).choices(range(32, 127), k=90)
 LONG = random.Random(4).choices(range(32, 127), k=1500)
@@ -267,3 +273,57 @@ def test_a_reservation_grows_up_to_the_longest_request_and_not_beyond(
 
     there.seam.cancel(reservation)
     here.seam.drop(request.request_id)
+
+
+@pytest.mark.parametrize(
+    "others", [[PROMPT] * 8, [LONG * 2] * 2], ids=["all places are taken", "all blocks are in use"]
+)
+def test_a_revived_request_waits_its_turn_on_a_full_engine(
+    engines: tuple[Engine, Engine], others: list[list[int]]
+) -> None:
+    here, there = engines
+    expected = emitted(alone(here, LONG))
+    lost = submission(LONG)
+    here.seam.add(lost)
+    here.run_until(lost.request_id, 20)
+    here.seam.drop(lost.request_id)
+    hogs = [submission([number, *prompt]) for number, prompt in enumerate(others)]
+    for hog in hogs:
+        there.seam.add(hog)
+    there.run_until(hogs[-1].request_id, 1)
+
+    again = revive(there, lost)
+    there.step()
+    assert again.request_id in [request.request_id for request in there.seam.waiting()]
+    there.run_out()
+
+    assert emitted(again) == expected
+
+
+IMAGE = MultiModalFeatureSpec(
+    data=None, modality="image", identifier="cat", mm_position=PlaceholderRange(0, 4)
+)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"mm_features": [IMAGE]},
+        {"prompt_token_ids": None, "prompt_embeds": torch.zeros(1, 4)},
+        {"sampling_params": None, "pooling_params": PoolingParams(task="embed")},
+        {"resumable": True},
+    ],
+    ids=["an image", "embeddings", "pooling", "streamed input"],
+)
+def test_what_is_more_than_its_tokens_is_not_revived(
+    engines: tuple[Engine, Engine], asked: dict[str, Any]
+) -> None:
+    here, _ = engines
+    request = submission(PROMPT)
+    wire = MsgpackDecoder(EngineCoreRequest).decode(request.request)
+    for name, value in asked.items():
+        setattr(wire, name, value)
+    (encoded,) = MsgpackEncoder().encode(wire)
+
+    with pytest.raises(CannotMove, match="continued"):
+        here.seam.revive(Snapshot(replace(request, request=encoded), (65, 66)))

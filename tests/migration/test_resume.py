@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder
 

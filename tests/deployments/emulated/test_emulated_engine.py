@@ -15,7 +15,7 @@ from deployments.emulated import worker
 from deployments.emulated.profile import load_profile
 from migration.snapshot import Submission
 from migration.worker import MigrationWorker
-from tests.migration.engines import Engine, history, move, submission
+from tests.migration.engines import Engine, history, move, revive, submission
 
 A10 = load_profile("a10-llama-7b")
 MOVES = {"in prefill": [0], "early": [1], "late": [40], "there and back": [3, 20]}
@@ -168,6 +168,20 @@ def test_a_moved_request_goes_on_exactly(
         here, there = there, here
     here.run_out()
     assert said(request) == expected
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_a_lost_request_goes_on_exactly(
+    engines: tuple[Engine, Engine], tokens: int, prompt: list[int]
+) -> None:
+    here, there = engines
+    prompt *= 10  # two chunks
+    expected = alone(here, prompt)
+    lost = started(here, prompt, tokens)
+    here.seam.drop(lost.request_id)
+    again = revive(there, lost)
+    there.run_out()
+    assert said(again) == expected
 
 
 def test_without_the_copy_it_says_something_else(
