@@ -227,7 +227,8 @@ class MigrateIn:
         return True
 
     async def expire(self) -> None:
-        """Cancel what its source forgot: it died, or its messages are lost."""
+        """Cancel what its source forgot: it died, or its messages are lost; and so with links."""
+        self._links.expire()
         now = self._clock()
         for move in list(self._moves.values()):
             if move.state is State.HELD and move.expires < now and not move.copying:

@@ -20,10 +20,26 @@ POLL_S = 0.001
 logger = logging.getLogger("ray.serve.llumnix")
 
 
+IDLE_S = 60.0
+"""A link that nobody used for so long is given up: its peer may be gone for good. The receiving end
+waits twice as long, or a sender would find its link dead."""
+
+
 @dataclass(slots=True)
 class _Link:
+    """To a destination. `used_at`: by the event loop's clock."""
+
     group: str | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    used_at: float = 0.0
+
+
+@dataclass(slots=True)
+class _Joined:
+    """From a source."""
+
+    group: str
+    used_at: float
 
 
 class Links:
@@ -38,7 +54,7 @@ class Links:
         self._seam = seam
         self._backend = backend
         self._links: dict[str, _Link] = {}
-        self._joined: dict[str, str] = {}
+        self._joined: dict[str, _Joined] = {}
         self._names = itertools.count()
         self._leaving: set[asyncio.Task[Any]] = set()
 
@@ -74,8 +90,8 @@ class Links:
         """Be the receiving end of another instance's link, instead of an earlier one's."""
         source, _, _ = group.rpartition("#")
         if earlier := self._joined.pop(source, None):
-            self._leave(earlier)
-        self._joined[source] = group
+            self._leave(earlier.group, "replaced")
+        self._joined[source] = _Joined(group, _now())
         try:
             await self._job("mig_join", group, 1, self._backend)
         except Exception as error:
@@ -84,14 +100,30 @@ class Links:
 
     async def receive(self, group: str, block_ids: list[int]) -> int:
         """Receive blocks into these; a failure leaves the group, which its source then remakes."""
+        source, _, _ = group.rpartition("#")
+        if joined := self._joined.get(source):
+            joined.used_at = _now()
         try:
             return await self._job("mig_receive", group, block_ids)
         except BaseException:
             self._leave(group)
             raise
 
+    def expire(self) -> None:
+        """Give up the links that are not used."""
+        for destination, link in list(self._links.items()):
+            if not link.lock.locked() and _now() - link.used_at > IDLE_S:
+                del self._links[destination]
+                if link.group is not None:
+                    self._leave(link.group, "idle")
+        for source, joined in list(self._joined.items()):
+            if _now() - joined.used_at > 2 * IDLE_S:
+                del self._joined[source]
+                self._leave(joined.group, "idle")
+
     async def _connected(self, link: _Link, destination: str, peer: Peer) -> str:
         """The link's group, made if it is not there; under the link's lock."""
+        link.used_at = _now()
         if link.group is None:
             group = f"{self._me}>{destination}#{next(self._names)}"
             try:
@@ -105,9 +137,9 @@ class Links:
             logger.info("kv link %s up", group)
         return link.group
 
-    def _leave(self, group: str) -> None:
+    def _leave(self, group: str, why: str = "broken") -> None:
         """Without waiting for it: a request may be standing still meanwhile."""
-        logger.warning("kv link %s dropped", group)
+        logger.info("kv link %s dropped: %s", group, why)
         leaving = asyncio.ensure_future(self._job("mig_leave", group))
         self._leaving.add(leaving)
         leaving.add_done_callback(self._left)
@@ -134,3 +166,7 @@ class Links:
         """Beside the steps where the worker lives in this process, else between two of them."""
         call = partial(self._seam.workers, method, *args)
         return call() if self._seam.in_process else await self._steps.run(call)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Self
 
 from deployments.policy.load import InstanceLoad, freeness
 
@@ -22,6 +23,11 @@ class Pending:
     blocks: int
     priority_class: str = "normal"
     headroom_blocks: int = 0
+
+    @classmethod
+    def of(cls, tokens: int, headroom_tokens: int, priority_class: str, block_size: int) -> Self:
+        """A request of so many tokens, where a KV block has `block_size`."""
+        return cls(-(-tokens // block_size), priority_class, -(-headroom_tokens // block_size))
 
 
 def with_pending(load: InstanceLoad, pending: Sequence[Pending]) -> InstanceLoad:

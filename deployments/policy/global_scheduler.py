@@ -113,8 +113,7 @@ class GlobalScheduler:
         self._turn += 1
         if best is None:
             return None
-        blocks, headroom_blocks = (-(-n // best.block_size) for n in (ask.prompt_tokens, headroom))
-        pending = Pending(blocks, ask.priority_class, headroom_blocks)
+        pending = Pending.of(ask.prompt_tokens, headroom, ask.priority_class, best.block_size)
         self._instances[best.replica_id].dispatched(ask.request_id, pending, now)
         return best.replica_id
 

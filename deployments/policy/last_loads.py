@@ -51,10 +51,8 @@ class LastLoads:
         best = dispatch.choose(self._policy, known, self._rng, self._turn, keeps_headroom)
         if best is None:
             return candidates[self._turn % len(candidates)]
-        self._loads[best.replica_id] = dispatch.with_pending(best, [_pending(ask, best)])
+        pending = Pending.of(
+            ask.prompt_tokens, ask.headroom_tokens, ask.priority_class, best.block_size
+        )
+        self._loads[best.replica_id] = dispatch.with_pending(best, [pending])
         return best.replica_id
-
-
-def _pending(ask: Ask, load: InstanceLoad) -> Pending:
-    blocks, headroom = (-(-n // load.block_size) for n in (ask.prompt_tokens, ask.headroom_tokens))
-    return Pending(blocks, ask.priority_class, headroom)

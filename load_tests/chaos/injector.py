@@ -25,8 +25,8 @@ CATCH_S = 20.0
 MOVE_S = 0.5
 """A request moves so often, beside what the Scheduler has moved."""
 
-BURST = 48
-"""Streams; with those of the users, more than five instances of 256 blocks hold."""
+BURST = 64
+"""Streams; with those of the users, more than four instances of 512 blocks hold."""
 
 
 class Injector:

@@ -1,12 +1,12 @@
 """How long streams stood still because their instance was lost, and what a prefill would take."""
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from load_tests.chaos.faults import Event, Kind
-from load_tests.chaos.streams import Stream
+from load_tests.chaos.streams import Gap, Stream
 
 SLACK_S = 0.5
 """A token that was on its way when its instance was lost may arrive so much later."""
@@ -14,17 +14,17 @@ SLACK_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """The longest pause of a stream that was recovered.
+    """The longest pause of a recovered stream, at the time of a fault that hit an instance of its.
 
-    `kind`: of the fault that it fell into; None where there was none. `recovered_s`: what the
-    ingress says, of all its recoveries. `prefill_s`: what computing the KV of as many tokens took
-    on the idle fleet.
+    `kind`: of that fault; None where there was none. `noticed_s`: how much of it passed before the
+    ingress knew, by its own account; None where a stream was recovered several times, which the
+    ingress tells the sum of. `prefill_s`: what computing the KV of as many tokens took on the idle
+    fleet.
     """
 
     kind: Kind | None
     seconds: float
-    recovered_s: float
-    recoveries: int
+    noticed_s: float | None
     tokens: int
     prefill_s: float
 
@@ -51,27 +51,25 @@ def of_stream(
     stream: Stream, told: Mapping[str, Any], events: Sequence[Event], prefills: Prefills
 ) -> Pause | None:
     """`told`: what the admin API said of the request. None where it was not recovered."""
-    if not told.get("recoveries") or not stream.arrivals:
+    if not told.get("recoveries"):
         return None
-    number, since, until = stream.longest_gap()
-    tokens = stream.prompt_tokens + number
-    return Pause(
-        _fault(told["replicas"], since, until, events),
-        until - since,
-        told["recovered_ms"] / 1e3,
-        told["recoveries"],
-        tokens,
-        prefills.at(tokens),
-    )
+    found = list(_hits(stream, told["replicas"], events))
+    if not found and (gap := stream.longest_gap()):
+        found = [(None, gap)]
+    if not found:
+        return None
+    kind, gap = max(found, key=lambda one: one[1].seconds)
+    once = told["recoveries"] == 1
+    noticed_s = max(0.0, gap.seconds - told["recovered_ms"] / 1e3) if once else None
+    tokens = stream.prompt_tokens + gap.tokens
+    return Pause(kind, gap.seconds, noticed_s, tokens, prefills.at(tokens))
 
 
-def _fault(
-    replicas: Sequence[str], since: float, until: float, events: Sequence[Event]
-) -> Kind | None:
-    """The last fault in a gap that hit an instance which had the request."""
-    hits = [
-        event.kind
-        for event in events
-        if since - SLACK_S <= event.at <= until and not set(replicas).isdisjoint(event.victims)
-    ]
-    return hits[-1] if hits else None
+def _hits(
+    stream: Stream, replicas: Sequence[str], events: Sequence[Event]
+) -> Iterator[tuple[Kind | None, Gap]]:
+    """Its gaps at the times of faults that hit an instance which had it, then or another time."""
+    for event in events:
+        gap = stream.longest_gap(event.at, event.at + SLACK_S)
+        if gap and not set(replicas).isdisjoint(event.victims):
+            yield event.kind, gap

@@ -18,9 +18,9 @@ EXAMPLES = 20
 """Failed and wrong streams that are named."""
 
 PAUSE_NOTE = (
-    "Pauses: the longest time without a token of each stream that was recovered, at the client, by\n"
-    "the fault that it fell into. Ingress: from the loss being noticed to the next token, by its own\n"
-    "account. Prefill: the TTFT of a prompt as long as prompt and tokens so far, on the idle fleet."
+    "The pause of each recovered stream at the client, from token to token. Noticed: how much of\n"
+    "it the ingress did not yet know of the loss. Prefill: the TTFT of a prompt as long as prompt\n"
+    "and tokens so far, on the idle fleet."
 )
 OTHER = "no fault of ours"
 
@@ -56,6 +56,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "events": [{**asdict(event), "at": event.at - began} for event in outcome.events],
         "pauses": [asdict(pause) for pause in outcome.pauses()],
         "ttft": {"calm": _ttfts(outcome.calm), "faults": _ttfts(outcome.of("right"))},
+        "longest_pauses_of_others": [said for _, said in _others(outcome)[:EXAMPLES]],
         "breaks": [asdict(one) for one in breaks(outcome)],
         "growth": [asdict(one) for one in outcome.growth()],
         "looks": [{**asdict(look), "at": look.at - began} for look in outcome.looks],
@@ -95,22 +96,25 @@ def _counts(outcome: Outcome) -> dict[str, float]:
         "recoveries": outcome.recoveries,
         "longest time of two owners, s": outcome.excess_s,
         "leaks": len(outcome.leaks),
-        "longest pause of the others, s": max(map(_gap_s, _unrecovered(outcome)), default=0.0),
+        "longest pause of the others, s": max((gap for gap, _ in _others(outcome)), default=0.0),
     }
 
 
-def _unrecovered(outcome: Outcome) -> list[Stream]:
-    told = outcome.told
-    return [
-        stream
-        for stream in outcome.of("right")
-        if stream.name in told and not told[stream.name]["recoveries"]
-    ]
-
-
-def _gap_s(stream: Stream) -> float:
-    _, since, until = stream.longest_gap()
-    return until - since
+def _others(outcome: Outcome) -> list[tuple[float, str]]:
+    """The longest pause of each stream that was not recovered: seconds, and a line that names it;
+    the longest first. Waiting for the first token is none.
+    """
+    found = []
+    for stream in outcome.of("right"):
+        gap = stream.longest_gap(since=stream.arrivals[0] + 1e-6)
+        told = outcome.told.get(stream.name, {})
+        if gap and not told.get("recoveries", 0):
+            at = gap.since - outcome.began
+            line = (
+                f"{gap.seconds:.2f} s from {at:.1f} s on, {stream.name} on {told.get('replicas')}"
+            )
+            found.append((gap.seconds, line))
+    return sorted(found, reverse=True)
 
 
 def _faults(outcome: Outcome) -> str:
@@ -129,7 +133,7 @@ def _pauses(outcome: Outcome) -> str:
         for kind in (*kinds, None)
         if (found := [pause for pause in pauses if pause.kind == kind])
     ]
-    headings = ["fault", "streams", "pause P50, s", "P99", "ingress P50, s", "P99"]
+    headings = ["fault", "streams", "pause P50, s", "P99", "noticed P50, s", "P99"]
     shown = table([*headings, "prefill P50, s", "P99"], rows)
     return f"{PAUSE_NOTE}\n\n{shown}" if shown else ""
 
@@ -137,7 +141,7 @@ def _pauses(outcome: Outcome) -> str:
 def _pause_row(name: str, pauses: Sequence[Pause]) -> list[str]:
     series = (
         [pause.seconds for pause in pauses],
-        [pause.recovered_s for pause in pauses],
+        [pause.noticed_s for pause in pauses if pause.noticed_s is not None],
         [pause.prefill_s for pause in pauses],
     )
     numbers = [number(percentile(values, q)) for values in series for q in (50, 99)]

@@ -129,11 +129,10 @@ class _Play:
         def progress() -> str:
             verdicts = [one.verdict(expected[one.number]) for one in crowd.streams]
             counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("right", "failed", "wrong"))
-            look = watch.looks[-1]
             return (
-                f"{time.perf_counter() - began:5.0f} s: {look.open} streams open, {counts};"
-                f" {look.running} instances run; {len(injector.events)} faults, {injector.kills}"
-                " processes killed"
+                f"{time.perf_counter() - began:5.0f} s: {len(crowd.open)} streams open, {counts};"
+                f" {watch.looks[-1].running} instances run; {len(injector.events)} faults,"
+                f" {injector.kills} processes killed"
             )
 
         beside = [

@@ -29,7 +29,7 @@ EMULATED = merge(
         "model": {"engine_kwargs": {"enable_prefix_caching": False, "max_model_len": 2048}},
     },
 )
-BLOCKS, SLOWER = 256, 4
+BLOCKS, SLOWER = 512, 4
 """Of the emulated A10: so little memory that a burst fills it, and a link so many times as slow as
 in the paper that a move takes long enough to be hit.
 """

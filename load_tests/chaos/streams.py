@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import inf
 from typing import Any, Literal
 
 import aiohttp
@@ -22,6 +23,20 @@ Verdict = Literal["open", "right", "wrong", "failed"]
 
 class Broken(Exception):
     """The server ended a stream before its time; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A time without a token; `tokens`: how many there were by then."""
+
+    tokens: int
+    since: float
+    until: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it was."""
+        return self.until - self.since
 
 
 @dataclass(slots=True, eq=False)
@@ -47,12 +62,12 @@ class Stream:
         """Seconds to the first token."""
         return self.arrivals[0] - self.started
 
-    def longest_gap(self) -> tuple[int, float, float]:
-        """The longest time without a token: how many it had by then, from when, until when."""
+    def longest_gap(self, since: float = -inf, until: float = inf) -> Gap | None:
+        """The longest time without a token, of those that overlap these times."""
         times = [self.started, *self.arrivals]
-        gaps = [(later - sooner, number) for number, (sooner, later) in enumerate(pairwise(times))]
-        _, number = max(gaps)
-        return number, times[number], times[number + 1]
+        gaps = (Gap(number, *ends) for number, ends in enumerate(pairwise(times)))
+        overlapping = (gap for gap in gaps if gap.since <= until and gap.until >= since)
+        return max(overlapping, key=lambda gap: gap.seconds, default=None)
 
     def verdict(self, expected: "Stream") -> Verdict:
         """Beside the same request undisturbed."""

@@ -165,6 +165,21 @@ def test_a_step_s_duration_is_told_and_none_between_steps(engine):
     assert engine.loop.stuck_for(1e9) == 0
 
 
+def test_a_command_that_takes_long_counts_as_a_step_does(engine):
+    begun, may_end = threading.Event(), threading.Event()
+
+    def copy():
+        begun.set()
+        assert may_end.wait(WAIT_S)
+
+    command = engine.loop.call(copy)
+    assert begun.wait(WAIT_S)
+    assert engine.loop.stuck_for(engine.loop._busy_since + 70) == pytest.approx(70)
+    may_end.set()
+    command.result(WAIT_S)
+    assert engine.loop.stuck_for(1e9) == 0
+
+
 def test_a_failed_step_is_told_once_and_kills_the_engine(engine):
     engine.core.error = RuntimeError("CUDA error")
     engine.loop.call(lambda: setattr(engine.core, "work", 1))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from deployments.consult import NoInstance
-from deployments.messages import Ask
+from deployments.messages import Ask, Route
 from deployments.pinned import ReplicaGone
 from deployments.router import FleetRouter
 from tests.deployments.fakes import submission
@@ -52,6 +52,11 @@ class Router(FleetRouter):
     def curr_replicas(self) -> dict[Any, Any]:
         return {replica.replica_id: replica for replica in self.fleet}
 
+    async def submit(self, avoid: str = "", tokens: tuple[int, ...] = (), **rest: Any) -> str:
+        """Where a request goes, which goes on from these tokens; `told`: what the ingress hears."""
+        self.told = Route(frozenset(avoid))
+        return await self.route(submission(**rest), self.told, tokens)
+
     async def route(self, *args: Any, pin: str = "") -> str:
         """The id of the replica that a call goes to. Raises what the caller gets."""
         answer = asyncio.get_running_loop().create_future()
@@ -76,27 +81,49 @@ def router() -> Router:
 
 
 async def test_a_request_goes_where_the_scheduler_says_among_instances_of_its_model(router):
-    assert await router.route(submission()) == "b"
+    assert await router.submit() == router.told.chosen == "b"
     assert router.consult.asked == [(Ask("r1", 10, "tiny"), ["a", "b"])]
 
 
 async def test_the_scheduler_is_told_of_the_headroom_that_a_request_s_class_wants(router):
-    await router.route(submission(priority_class="high"))
+    await router.submit(priority_class="high")
     ((ask, _),) = router.consult.asked
     assert (ask.priority_class, ask.headroom_tokens) == ("high", 1600)
 
 
+async def test_what_a_request_had_generated_is_to_be_computed_with_its_prompt(router):
+    await router.submit(tokens=(11, 12, 13))
+    ((ask, _),) = router.consult.asked
+    assert ask.prompt_tokens == 13
+
+
 async def test_a_request_whose_model_nobody_runs_any_more_is_told_so(router):
     with pytest.raises(NoInstance, match="model"):
-        await router.route(submission(fingerprint="gone"))
+        await router.submit(fingerprint="gone")
     assert router.consult.asked == []
 
 
 async def test_a_request_that_nobody_takes_is_told_so(router):
     router.consult.error = NoInstance("all instances are draining")
     with pytest.raises(NoInstance, match="draining"):
-        await router.route(submission())
+        await router.submit()
     assert router._pending_requests_by_id == {}, "Serve keeps it for ever"
+
+
+async def test_a_request_avoids_instances_that_are_lost_or_hang(router):
+    assert await router.submit(avoid="bz") == "a"
+    assert router.consult.asked == [(Ask("r1", 10, "tiny", avoid=frozenset("b")), ["a"])]
+
+
+@pytest.mark.parametrize(("avoid", "asked"), [("ab", 0), ("a", 1)])
+async def test_where_no_other_takes_it_a_request_goes_to_one_that_it_should_avoid(
+    router, avoid, asked
+):
+    router.consult.error = NoInstance("all instances are draining")
+    chosen = await router.submit(avoid=avoid)
+    assert chosen == router.told.chosen
+    assert chosen in avoid
+    assert len(router.consult.asked) == asked
 
 
 async def test_a_pinned_call_goes_to_its_replica_whatever_that_runs(router):

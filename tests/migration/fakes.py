@@ -238,6 +238,9 @@ class DestinationLinks:
         self.copy: Hold | None = None
         self.error: Exception | None = None
 
+    def expire(self) -> None:
+        """No link is idle."""
+
     async def receive(self, group: str, block_ids: list[int]) -> int:
         if self.copy is not None:
             await self.copy()

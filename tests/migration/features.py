@@ -50,7 +50,7 @@ ONE_WAY_TO_GO_ON = {"choice", "repetition"}
 CONTEXTS = {"short": 90, "long": 1000}
 """Tokens of the prompts: a long one is prefilled in four chunks."""
 
-MOST_OF_THEM = len(FEATURES) - 3
+MOST_OF_THEM = len(FEATURES) - 4
 """Some stop before anything is to happen to them."""
 
 ENGINE = {"kv_cache_memory_bytes": 96 << 20, "max_num_seqs": 32}

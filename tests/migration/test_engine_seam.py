@@ -305,6 +305,7 @@ IMAGE = MultiModalFeatureSpec(
 )
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 @pytest.mark.parametrize(
     "asked",
     [

@@ -7,8 +7,9 @@ from itertools import count
 import pytest
 
 from migration import links as module
-from migration.links import Links
+from migration.links import IDLE_S, Links
 from tests.migration.fakes import Hold, PeerFake, let_others_run
+from tests.virtual import virtually
 
 PEER = PeerFake()
 
@@ -199,3 +200,42 @@ async def test_a_receiver_that_fails_leaves_the_group():
         await mine.receive("c>a#0", [3])
     await let_others_run()
     assert engine.did("mig_leave") == [["c>a#0"]]
+
+
+@virtually
+async def test_a_link_that_nobody_uses_is_given_up_and_made_anew_when_it_is_needed():
+    engine = Engine(Rank())
+    ours = links(engine)
+    await send(ours)
+    await asyncio.sleep(IDLE_S - 1)
+    await send(ours)
+    await asyncio.sleep(IDLE_S - 1)
+    ours.expire()
+    await let_others_run()
+    assert engine.did("mig_leave") == []
+
+    await asyncio.sleep(2)
+    ours.expire()
+    await let_others_run()
+    assert engine.did("mig_leave") == [["a>b#0"]]
+    _, group = await send(ours)
+    assert group.startswith("to a>b#")
+    assert group != "to a>b#0"
+
+
+@virtually
+async def test_the_receiving_end_waits_until_its_source_has_surely_given_up():
+    engine = Engine(Rank())
+    ours = links(engine)
+    await ours.join("x>a#0")
+    await asyncio.sleep(IDLE_S)
+    await ours.receive("x>a#0", [1])
+    await asyncio.sleep(2 * IDLE_S - 1)
+    ours.expire()
+    await let_others_run()
+    assert engine.did("mig_leave") == []
+
+    await asyncio.sleep(2)
+    ours.expire()
+    await let_others_run()
+    assert engine.did("mig_leave") == [["x>a#0"]]

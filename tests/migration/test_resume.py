@@ -44,12 +44,8 @@ LOSSES = {
     "after a few": [5],
     "after many": [36],
     "on either engine": [3, 20, 40],
-    "again where it waits or is in prefill": [12, 12],
 }
-"""When a request is lost: each time it has so many tokens.
-
-One step after all of them were lost, two at most have their KV again.
-"""
+"""When a request is lost: each time it has so many tokens."""
 
 GoOn = Callable[[Engine, Submission], Submission]
 
@@ -123,6 +119,22 @@ def test_a_lost_request_goes_on_exactly(
 ) -> None:
     got = run(engines, context, LOSSES[losses])
     assert differing(got, undisturbed[context]) == set()
+
+
+@pytest.mark.parametrize("steps", [0, 1], ids=["where it waits", "in its prefill"])
+def test_one_lost_again_before_its_next_token_goes_on_exactly(
+    engines: tuple[Engine, Engine], undisturbed: dict[str, dict[str, Said]], steps: int
+) -> None:
+    def twice(engine: Engine, request: Submission) -> Submission:
+        again = revive(engine, request)
+        for _ in range(steps):
+            engine.step()
+        assert not engine.tokens(again.request_id)
+        engine.seam.drop(again.request_id)
+        return revive(engine, again)
+
+    got = run(engines, "longer than a step", [12], twice)
+    assert differing(got, undisturbed["longer than a step"]) == set()
 
 
 # --- controls ------------------------------------------------------------------------------------

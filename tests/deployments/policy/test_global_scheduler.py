@@ -159,6 +159,14 @@ def test_a_request_goes_to_an_instance_of_the_model_that_it_was_prepared_for():
     assert fleet.choose(both, now=0).chosen == ("old", "new", None)
 
 
+def test_a_request_goes_to_no_instance_that_it_should_avoid():
+    fleet = scheduler()
+    fleet.report(Report(load("hangs")), now=0)
+    fleet.report(Report(load("well", 90, 5)), now=0)
+    both = [Ask("r0", 160, avoid=frozenset(avoid)) for avoid in (["hangs"], ["hangs", "well"])]
+    assert fleet.choose(both, now=0).chosen == ("well", None)
+
+
 def test_a_draining_instance_gets_nothing_new():
     fleet = scheduler()
     fleet.report(Report(draining("a")), now=0)
