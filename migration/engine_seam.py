@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vllm.sampling_params import SamplingType
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreRequest
@@ -250,9 +251,12 @@ class EngineSeam:
         request = self._decode(snapshot.submission)
         if request.mm_features or request.prompt_embeds is not None:
             raise CannotMove("requests with images, audio or embeddings are not continued yet")
-        if request.sampling_params is None or request.resumable:
+        params = request.sampling_params
+        if params is None or request.resumable:
             raise CannotMove("only requests that generate from one prompt are continued")
-        request.sampling_params.prompt_logprobs = None  # they came with the first token
+        if params.sampling_type is SamplingType.RANDOM_SEED and not self._can_redraw:
+            raise CannotMove("seeded requests cannot be continued exactly by this engine's sampler")
+        params.prompt_logprobs = None  # they came with the first token
         request.append_output_token_ids(list(snapshot.output_token_ids))
         return Reservation(request, [], 0)
 
@@ -381,6 +385,18 @@ class EngineSeam:
         growth = SLACK_TOKENS + (chunk if prefilling else 0)
         (blocks,) = self._kv.get_block_ids(request.request_id)
         return Standing(snapshot, blocks[: self.blocks_for(computed)], growth)
+
+    @property
+    def _can_redraw(self) -> bool:
+        """Whether the number of tokens alone tells how often a seeded request has drawn, and what.
+
+        vLLM's V2 runner draws by position, its V1 runner one `torch.randint` a token on CPUs; there
+        is no telling under speculative decoding, and elsewhere nobody has tried (moving.md, D2).
+        """
+        config = self.core.vllm_config
+        on_cpu = config.device_config.device_type == "cpu"
+        one_draw = on_cpu and not config.model_config.use_fp64_gumbel
+        return not self.core.use_spec_decode and (config.use_v2_model_runner or one_draw)
 
     @property
     def in_process(self) -> bool:

@@ -1,6 +1,7 @@
 """The processes of a fleet: which one is which instance, and what each takes of the machine."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,9 @@ class Processes:
     def usage(self) -> dict[str, Usage]:
         """Of each role: a deployment, a program, `ray::` and the class for other actors."""
         total: dict[str, Usage] = {}
+        sockets = Counter(each.pid for each in psutil.net_connections("tcp"))
         for process in self._root.children(recursive=True):
-            if used := _usage(process):
+            if used := _usage(process, sockets[process.pid]):
                 role = role_of(title(process))
                 total[role] = total.get(role, Usage()) + used
         return total
@@ -108,7 +110,7 @@ def _said(process: psutil.Process) -> Iterator[str]:
         yield from _UP.findall(log.read_text(errors="replace"))
 
 
-def _usage(process: psutil.Process) -> Usage | None:
+def _usage(process: psutil.Process, sockets: int) -> Usage | None:
     """None where it is gone."""
     try:
         with process.oneshot():
@@ -117,7 +119,7 @@ def _usage(process: psutil.Process) -> Usage | None:
                 process.memory_info().rss / (1 << 20),
                 process.num_fds(),
                 process.num_threads(),
-                len(process.net_connections(kind="tcp")),
+                sockets,
             )
     except psutil.Error:
         return None

@@ -1,13 +1,21 @@
 """What a llumlet stands on: a step thread, an engine, and the two sides of migration."""
 
 import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
 from deployments.llumlet import Llumlet
 from migration.ownership import Outcome, Owned
 from migration.protocol.messages import Reserve, Reserved
-from migration.snapshot import CannotMove, MigrationRecord, Submission, UnknownRequest
+from migration.snapshot import (
+    CannotMove,
+    MigrationRecord,
+    Snapshot,
+    Submission,
+    UnknownRequest,
+)
 
 
 def submission(
@@ -48,7 +56,10 @@ class Steps:
 
 
 class Engine:
-    """Requests, blocks and a queue, set by the test."""
+    """Requests, blocks and a queue, set by the test.
+
+    `continued`: the tokens that requests went on from, once their grammar was compiled.
+    """
 
     block_size = 16
     max_batch = 4
@@ -58,6 +69,8 @@ class Engine:
         self.blocks_total, self.blocks_free = 100, 100
         self.queue: list[str] = []
         self.fixed: set[str] = set()
+        self.continued: dict[str, tuple[int, ...]] = {}
+        self.compiling: Future[None] | None = None
 
     def add(self, submission: Submission) -> None:
         self.give(submission.request_id)
@@ -67,6 +80,16 @@ class Engine:
         defaults |= {"max_tokens": 100, "num_output_tokens": 10, "priority": 0}
         defaults["arrival_time"] = float(len(self.known))
         self.known[request_id] = SimpleNamespace(**defaults | rest)
+
+    def revive(self, snapshot: Snapshot) -> str:
+        return snapshot.submission.request_id
+
+    def grammar(self, revived: str) -> Future[None] | None:
+        return self.compiling
+
+    def install(self, revived: str, snapshot: Snapshot) -> None:
+        self.continued[revived] = snapshot.output_token_ids
+        self.give(revived, num_output_tokens=len(snapshot.output_token_ids))
 
     def drop(self, request_id: str) -> None:
         self.known.pop(request_id, None)
@@ -159,9 +182,11 @@ class Instance:
         )
         self.llumlet.connect(self.outgoing, self.incoming)  # type: ignore[arg-type]
 
-    async def submitted(self, request_id: str = "r1", **rest: Any) -> asyncio.Task[Outcome]:
+    async def submitted(
+        self, request_id: str = "r1", tokens: Sequence[int] = (), **rest: Any
+    ) -> asyncio.Task[Outcome]:
         """An open call of an ingress, whose request the engine has."""
-        call = asyncio.create_task(self.llumlet.submit(submission(request_id, **rest)))
+        call = asyncio.create_task(self.llumlet.submit(submission(request_id, **rest), tokens))
         await let_others_run()
         assert request_id in self.engine.known
         return call

@@ -2,12 +2,13 @@
 
 import asyncio
 import math
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
 
 from deployments.engine_loop import EngineDead
-from deployments.llumlet import BACKOFF_S, REFUSED_S
+from deployments.llumlet import BACKOFF_S, GRAMMAR_S, REFUSED_S
 from deployments.messages import Orders
 from deployments.policy.pairing import Target
 from migration.engine_seam import SLACK_TOKENS
@@ -15,6 +16,7 @@ from migration.ownership import Outcome
 from migration.protocol.messages import Refused, Reserve, Reserved
 from migration.snapshot import CannotMove, Snapshot, UnknownRequest
 from tests.deployments.fakes import ORPHAN_S, Instance, let_others_run, submission
+from tests.virtual import virtually
 
 # --- open calls ---------------------------------------------------------------------------------
 
@@ -150,6 +152,85 @@ async def test_an_ingress_that_comes_late_hears_where_the_request_went():
     here.engine.give("r1")
     await here.llumlet.migrate_out("r1", "there", "drain")
     assert await here.llumlet.attach("r1") == Outcome("moved", "there")
+    assert here.llumlet.owned == {}
+
+
+# --- requests that were lost elsewhere ----------------------------------------------------------
+
+
+async def test_a_request_that_was_lost_elsewhere_goes_on_from_its_tokens():
+    here = Instance()
+    call = await here.submitted(tokens=[11, 12])
+    assert here.engine.continued == {"r1": (11, 12)}
+    assert not call.done()
+    here.llumlet.finished(["r1"])
+    assert await call == Outcome("finished")
+
+
+async def test_a_request_that_was_lost_before_its_first_token_begins_anew():
+    here = Instance()
+    await here.submitted(tokens=[])
+    assert here.engine.continued == {}
+
+
+@pytest.mark.parametrize("method", ["revive", "install"])
+async def test_a_request_that_cannot_go_on_from_its_tokens_is_refused_and_forgotten(
+    method, monkeypatch
+):
+    def refuse(*_):
+        raise CannotMove("it has images")
+
+    here = Instance()
+    monkeypatch.setattr(here.engine, method, refuse)
+    refused = Outcome("refused", detail="it has images")
+    assert await here.llumlet.submit(submission(), [11]) == refused
+    assert here.engine.known == here.llumlet.owned == {}
+
+
+@pytest.fixture
+async def compiling():
+    """An instance where a request waits for its grammar, and its open call."""
+    here = Instance()
+    here.engine.compiling = Future()
+    call = asyncio.create_task(here.llumlet.submit(submission(), [11]))
+    await let_others_run()
+    assert here.engine.known == {}
+    return here, call
+
+
+async def test_a_request_goes_on_once_its_grammar_is_compiled(compiling):
+    here, call = compiling
+    here.engine.compiling.set_result(None)
+    await let_others_run()
+    assert here.engine.continued == {"r1": (11,)}
+    call.cancel()
+
+
+async def test_a_call_that_is_cancelled_while_the_grammar_is_compiled_leaves_nothing(compiling):
+    here, call = compiling
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    here.engine.compiling.set_result(None)
+    await let_others_run()
+    assert here.engine.known == here.llumlet.owned == {}
+
+
+async def test_an_abort_while_the_grammar_is_compiled_leaves_nothing(compiling):
+    here, call = compiling
+    await here.llumlet.abort("r1")
+    here.engine.compiling.set_result(None)
+    await let_others_run()
+    assert await call == Outcome("aborted")
+    assert here.engine.known == here.llumlet.owned == {}
+
+
+@virtually
+async def test_a_grammar_that_takes_too_long_is_not_waited_for():
+    here = Instance()
+    here.engine.compiling = Future()
+    async with asyncio.timeout(GRAMMAR_S + 0.1):
+        outcome = await here.llumlet.submit(submission(), [11])
+    assert outcome == Outcome("refused", detail="its grammar is still being compiled")
     assert here.llumlet.owned == {}
 
 

@@ -328,3 +328,18 @@ def test_what_is_more_than_its_tokens_is_not_revived(
 
     with pytest.raises(CannotMove, match="continued"):
         here.seam.revive(Snapshot(replace(request, request=encoded), (65, 66)))
+
+
+@pytest.mark.parametrize("setting", ["use_fp64_gumbel", "speculation"])
+def test_a_seed_whose_draws_cannot_be_counted_is_not_revived(
+    engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    here, _ = engines
+    if setting == "speculation":
+        monkeypatch.setattr(here.core, "use_spec_decode", True)
+    else:
+        monkeypatch.setattr(here.core.vllm_config.model_config, setting, True)
+
+    here.seam.revive(Snapshot(submission(PROMPT), (65, 66)))
+    with pytest.raises(CannotMove, match="seeded requests cannot be continued exactly"):
+        here.seam.revive(Snapshot(submission(PROMPT, seed=1, temperature=1.0), (65, 66)))
