@@ -150,8 +150,7 @@ class FleetClient(EngineCoreClient):
             entry.call.cancel()  # over gRPC this reaches the replica
             if entry.replicas:
                 # It may be about to move: then only the new owner can be told.
-                abort = self._keeper.abort(entry.replicas[-1], entry.submission.request_id)
-                self._tasks.start(abort)
+                self._keeper.disown(entry.replicas[-1], entry.submission.request_id)
 
     def _close(self, entry: Entry) -> None:
         self.journal.close(entry)
@@ -201,9 +200,9 @@ class FleetClient(EngineCoreClient):
     def _owned(self, message: Ownership) -> None:
         self._vitals.heard(message.replica_id, time.monotonic())
         if entry := self.journal.present(message.request_id):
-            self._keeper.owned(entry, message.replica_id)
+            self._keeper.owned(entry, message.replica_id, message.first)
         else:  # its client left, or it went on elsewhere: a move that its lost instance had begun
-            self._tasks.start(self._keeper.abort(message.replica_id, message.request_id))
+            self._keeper.disown(message.replica_id, message.request_id)
 
     def _step(self, step: Step) -> None:
         outputs = step.outputs
@@ -213,13 +212,18 @@ class FleetClient(EngineCoreClient):
         self._vitals.heard(step.replica_id, now)
         ready: list[EngineCoreOutput] = []
         for first, output in zip(step.first, outputs.outputs, strict=True):
+            entry = self.journal.present(output.request_id)
+            if entry is None:
+                continue
+            if not entry.may_say(step.replica_id, first, output):
+                self._keeper.overheard(entry, step.replica_id)
+                continue
             for event in output.events or ():
                 event.timestamp += shift
-            entry, of_entry = self.journal.accept(output.request_id, first, output)
-            ready += of_entry
-            if entry is not None and entry.state != "waiting":
+            ready += self.journal.accept(entry, first, output)
+            if entry.state != "waiting":
                 self._gate.left(entry.request_id)
-            if entry is not None and entry.ended:
+            if entry.ended:
                 self._close(entry)
         if outputs.scheduler_stats is not None:
             outputs.scheduler_stats = self._stats.merged(step.replica_id, outputs.scheduler_stats)

@@ -5,6 +5,7 @@ and keeps the tokens so far, so that a request can be continued whatever happens
 """
 
 import asyncio
+import math
 import time
 from array import array
 from collections import OrderedDict
@@ -38,12 +39,13 @@ class Entry:
 
     `request_id` is vLLM's; inside the engines its name is `submission.request_id`, another one each
     time that it is submitted. `aliases` are ids that a client may know it by. `answer`: to its HTTP
-    request. `tokens`: the output so far, while it is `kept`. `open`: the call to its replica;
-    `route`: where that went; `dropped`: why it was cut off here. `owners`: replicas that had it
-    since it was submitted. `loss`: how the last one of an earlier submission was lost.
+    request. `tokens`: the output so far, while it is `kept`. `over`: it has ended.
+    `open`: the call to its replica; `route`: where that went; `dropped`: why it was cut off here.
+    `owners`: the replicas that had it since it was submitted, each with the number of its first
+    token; `strangers`: others that spoke of it. `loss`: how its owner before that was lost.
     Monotonic seconds: `unplaced_since` no replica has been known to have it; `gap_since` a later
     token came before an earlier one; `lost_at` its replica was found to be lost, until the next
-    token. `recovered_s` sums these pauses. `over`: it has ended.
+    token. `recovered_s` sums these pauses.
     """
 
     submission: Submission
@@ -59,7 +61,8 @@ class Entry:
     held: dict[int, EngineCoreOutput] = field(default_factory=dict)
     call: asyncio.Task[None] | None = None
     open: asyncio.Future[Any] | None = None
-    owners: int = 0
+    owners: list[tuple[str, int]] = field(default_factory=list)
+    strangers: set[str] = field(default_factory=set)
     dropped: Exception | None = None
     loss: str = ""
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -102,19 +105,33 @@ class Entry:
             self.gap_since = None
         return ready
 
-    def owned_by(self, replica_id: str) -> None:
-        """This replica has it now: the first one, or it moved or was taken over."""
-        known = self.replicas[-1] if self.replicas else None
+    def owned_by(self, replica_id: str, first: int) -> bool:
+        """This replica says that it has the request, from token `first` on; False if it has not.
+
+        Another may have gone on meanwhile, because it took this one for dead in the middle of a
+        move: whoever has been heard further is the owner.
+        """
+        if first < self.output_tokens:
+            return False
         if self.unplaced_since is None:
-            if replica_id == known:
-                return
             self.stalls.moved(time.monotonic())
         self.unplaced_since = None
-        self.owners += 1
-        if replica_id != known:
+        self.owners.append((replica_id, first))
+        self.held = {number: output for number, output in self.held.items() if number < first}
+        if not self.replicas or self.replicas[-1] != replica_id:
             self.replicas.append(replica_id)
         if not self.kept:
             self.strip()
+        return True
+
+    def may_say(self, replica_id: str, first: int, output: EngineCoreOutput) -> bool:
+        """Whether these tokens are of their owner: each has those before the next one's first."""
+        until = math.inf
+        for owner, begun in reversed(self.owners):
+            if owner == replica_id:
+                return begun <= first and first + len(output.new_token_ids) <= until
+            until = begun
+        return False
 
     def strip(self) -> None:
         """Let go of the prompt: it will not be submitted again."""
@@ -188,20 +205,15 @@ class Journal:
         """Any that ever was called so: word of its last move may come after its end."""
         return self._live.get(request_id) or self._ended.get(request_id)
 
-    def accept(
-        self, request_id: str, first: int, output: EngineCoreOutput
-    ) -> tuple[Entry | None, list[EngineCoreOutput]]:
-        """Whose output this is, if anybody's, and what of it can be delivered now."""
-        entry = self.present(request_id)
-        if entry is None:
-            return None, []
+    def accept(self, entry: Entry, first: int, output: EngineCoreOutput) -> list[EngineCoreOutput]:
+        """The outputs of a running request that can be delivered now that this one arrived."""
         before = entry.output_tokens
         ready = entry.accept(first, output)
         if entry.kept:
             self._kept_tokens += entry.output_tokens - before
             if self._kept_tokens > self._max_tokens:
                 self._forget(entry)
-        return entry, ready
+        return ready
 
     def renew(self, entry: Entry) -> None:
         """Give a request another id inside the engines: it will be submitted again.
@@ -211,7 +223,8 @@ class Journal:
         entry.submissions += 1
         request_id = f"{entry.request_id}~{entry.submissions}"
         entry.submission = replace(entry.submission, request_id=request_id)
-        entry.held, entry.gap_since, entry.owners = {}, None, 0
+        entry.held, entry.gap_since = {}, None
+        entry.owners, entry.strangers = [], set()
         self._live[request_id] = entry
 
     def live(self) -> list[Entry]:

@@ -41,11 +41,11 @@ logger = logging.getLogger("ray.serve.llumnix")
 
 
 class Lost(Exception):
-    """A request is lost where it was. `with_replica`: and so is all that was there."""
+    """A request is lost where it was. `dead`: the replica, where all that it had is lost."""
 
-    def __init__(self, why: str, with_replica: bool = False) -> None:
+    def __init__(self, why: str, dead: str | None = None) -> None:
         super().__init__(why)
-        self.with_replica = with_replica
+        self.dead = dead
 
 
 class GaveUp(Exception):
@@ -87,19 +87,34 @@ class Keeper:
                 self._counter.inc(1, {"outcome": "failed"})
             raise
 
-    def owned(self, entry: Entry, replica_id: str) -> None:
-        """A replica says that it has the request."""
-        if entry.unplaced_since is not None and entry.lost_at is not None:
-            self.recoveries += 1
-            entry.recoveries += 1
-            self._counter.inc(1, {"outcome": "resumed"})
-            logger.info(
-                "request %s goes on at %s from token %d on, %.2f s after %s (%d of %d)",
-                entry.submission.public_id, replica_id, entry.output_tokens,
-                time.monotonic() - entry.lost_at, entry.loss,
-                entry.recoveries, self._settings.max_recoveries,
-            )  # fmt: skip
-        entry.owned_by(replica_id)
+    def owned(self, entry: Entry, replica_id: str, first: int) -> None:
+        """A replica says that it has the request, from token `first` on."""
+        taken_over = entry.unplaced_since is not None and entry.lost_at is not None
+        if not entry.owned_by(replica_id, first):
+            self.overheard(entry, replica_id)
+        elif taken_over:
+            self._taken_over(entry, replica_id)
+
+    def overheard(self, entry: Entry, replica_id: str) -> None:
+        """A replica speaks of a request that another one owns."""
+        if replica_id not in entry.strangers:
+            entry.strangers.add(replica_id)
+            self.disown(replica_id, entry.submission.request_id)
+
+    def disown(self, replica_id: str, request_id: str) -> None:
+        """Tell a replica that nobody wants the request from there (any more)."""
+        self._tasks.start(self._abort(replica_id, request_id))
+
+    def _taken_over(self, entry: Entry, replica_id: str) -> None:
+        self.recoveries += 1
+        entry.recoveries += 1
+        self._counter.inc(1, {"outcome": "resumed"})
+        logger.info(
+            "request %s goes on at %s from token %d on, %.2f s after %s (%d of %d)",
+            entry.submission.public_id, replica_id, entry.output_tokens,
+            time.monotonic() - (entry.lost_at or 0.0), entry.loss,
+            entry.recoveries, self._settings.max_recoveries,
+        )  # fmt: skip
 
     def drop(self, entry: Entry, why: Exception) -> None:
         """Take a request away from where it is, for `keep` to go on after `why`."""
@@ -140,26 +155,29 @@ class Keeper:
         submitting = call(self._replicas, "submit", entry.submission, entry.route, entry.tokens)
         outcome = await self._left(entry, submitting)
         while outcome.kind == "moved" and outcome.destination and not entry.ended:
-            entry.owned_by(outcome.destination)
             owner = pinned(self._replicas, outcome.destination)
-            outcome = await self._left(entry, call(owner, "attach", entry.submission.request_id))
+            attaching = call(owner, "attach", entry.submission.request_id)
+            outcome = await self._left(entry, attaching, outcome.destination)
         if entry.ended:
             return
         if outcome.kind == "refused":
             raise GaveUp(f"it cannot go on elsewhere: {outcome.detail}")
         if outcome.kind != "finished":
-            raise Lost(f"{entry.place} said: {outcome.kind}")
+            raise Lost(f"it was {outcome.kind} at {entry.place}")
         with suppress(TimeoutError):
             async with asyncio.timeout(GAP_S):
                 await entry.over.wait()  # its last tokens may still be on their way
         if not entry.ended:
             raise Lost("its last token got lost on its way")
 
-    async def _left(self, entry: Entry, leaving: Awaitable[Outcome]) -> Outcome:
-        """How the request left the replica of an open call. Raises `drop`'s error, Lost, NoInstance
-        or GaveUp.
+    async def _left(
+        self, entry: Entry, leaving: Awaitable[Outcome], replica_id: str | None = None
+    ) -> Outcome:
+        """How the request left the replica of an open call: this one, or where it was routed to.
+
+        Raises `drop`'s error, Lost, NoInstance or GaveUp.
         """
-        owners = max(1, entry.owners)
+        owners = max(1, len(entry.owners))
         entry.dropped = None
         entry.open = asyncio.ensure_future(leaving)
         try:
@@ -173,11 +191,12 @@ class Keeper:
                 raise
             raise Lost(str(error)) from None  # others may be starting
         except Exception as error:  # over gRPC a dead engine's error arrives as it was raised
-            if entry.owners > owners:
+            if len(entry.owners) > owners:
                 return Outcome("moved", entry.replicas[-1])  # the new owner said so, the old died
-            why = f"its instance {entry.place or ''} was lost ({type(error).__name__})"
+            place = replica_id or entry.place
+            why = f"its instance {place} was lost ({type(error).__name__})"
             if isinstance(error, RayActorError | ReplicaGone | EngineDead):
-                raise Lost(why, with_replica=True) from None
+                raise Lost(why, dead=place) from None
             if entry.unplaced_since is None:
                 raise Lost(why) from None
             raise GaveUp(why) from None  # elsewhere it would be no other
@@ -189,10 +208,10 @@ class Keeper:
         if had_it:
             entry.unplaced_since, entry.loss = now, str(loss)
             entry.lost_at = entry.lost_at or now
-        if place is not None and loss.with_replica:
-            self._vitals.lost(place, now)
-        elif place is not None:
-            self._tasks.start(self.abort(place, entry.submission.request_id))
+        if loss.dead is not None:
+            self._vitals.lost(loss.dead, now)
+        if place is not None and place != loss.dead:
+            self.disown(place, entry.submission.request_id)
         self._journal.renew(entry)
         self._check(entry, str(loss), now)
         if not had_it:
@@ -210,8 +229,7 @@ class Keeper:
         if not entry.resumable:
             raise GaveUp(f"{why}, and the journal had no room for it (recovery.max_journal_tokens)")
 
-    async def abort(self, replica_id: str, request_id: str) -> None:
-        """Tell a replica that nobody wants the request from there (any more)."""
+    async def _abort(self, replica_id: str, request_id: str) -> None:
         with suppress(RayError, RayServeException, ReplicaGone, TimeoutError):  # gone, both of them
             async with asyncio.timeout(GAP_S):
                 await call(pinned(self._replicas, replica_id), "abort", request_id)

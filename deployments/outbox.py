@@ -39,10 +39,11 @@ class Step:
 
 
 class Ownership(msgspec.Struct, array_like=True, frozen=True):
-    """A replica owns this request from now on; sent before its first token from there."""
+    """A replica owns this request from its output token number `first` on; sent before that."""
 
     replica_id: str
     request_id: str
+    first: int
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ class Outbox:
         """This request is owned here now, and its next output begins with token `first`."""
         ingress = self._by_index[client_index]
         ingress.first[request_id] = first
-        owner = self._header.encode(Ownership(self._replica_id, request_id))
+        owner = self._header.encode(Ownership(self._replica_id, request_id, first))
         self._send(ingress, [_OWNER, owner])
 
     def forget(self, client_index: int, request_id: str) -> None:

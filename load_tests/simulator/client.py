@@ -98,11 +98,11 @@ class VirtualClient:
         await asyncio.sleep(delays.submit / 2)
         replica_id = self._choose(submission)
         await asyncio.sleep(delays.submit / 2)
-        entry.owned_by(replica_id)
+        entry.owned_by(replica_id, 0)
         outcome = await self._network.llumlets[replica_id].submit(submission)
         while outcome.kind == "moved" and outcome.destination:
             await asyncio.sleep(delays.call)
-            entry.owned_by(outcome.destination)
+            entry.owned_by(outcome.destination, entry.output_tokens)
             owner = self._network.llumlets[outcome.destination]
             outcome = await owner.attach(submission.request_id)
         return outcome

@@ -68,9 +68,13 @@ class FakeReplicas:
             }
         )
 
-    def own(self, request_id: str, replica_id: str | None = None) -> None:
-        """A replica says that it has the request: by default the one where its call is open."""
-        self.inbox.put(Ownership(replica_id or self._places[request_id], request_id))
+    def own(self, request_id: str, replica_id: str | None = None, first: int | None = None) -> None:
+        """A replica says that it has the request from this token on: by default the one where its
+        call is open, from those on that came with it.
+        """
+        replica_id = replica_id or self._places[request_id]
+        first = len(self.tokens.get(request_id, ())) if first is None else first
+        self.inbox.put(Ownership(replica_id, request_id, first))
 
     def send(
         self,

@@ -75,11 +75,11 @@ class Ingress:
         await self.go_on(name, *tokens)
         return answer
 
-    async def go_on(self, request_id: str, *tokens: int, first: int = 0) -> None:
+    async def go_on(self, request_id: str, *tokens: int) -> None:
         """The replica that a request was sent to says that it has it, and makes these tokens."""
         self.replicas.own(request_id)
         if tokens:
-            self.replicas.send(request_id, first, tokens)
+            self.replicas.send(request_id, len(self.replicas.tokens[request_id]), tokens)
         await at_once()
 
     def shown(self, name: str = "r1") -> dict[str, Any]:

@@ -123,8 +123,7 @@ async def test_each_end_of_a_wait_makes_room() -> None:
 
     assert await let_in()
     assert not await let_in()
-    ingress.replicas.send("r0", 0, [65])
-    await at_once()
+    await ingress.go_on("r0", 65)
     assert await let_in()
     await ingress.client.abort_requests_async(["r1"])
     assert await let_in()

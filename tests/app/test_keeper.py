@@ -77,7 +77,7 @@ async def test_it_may_be_lost_again_and_again(start):
     await ingress.begin(10)
     for number, replica_id in enumerate("abc", start=1):
         await die(ingress, replica_id)
-        await ingress.go_on(f"r1~{number + 1}", 10 + number, first=number)
+        await ingress.go_on(f"r1~{number + 1}", 10 + number)
     assert ingress.tokens == {"r1": [10, 11, 12, 13]}
     assert ingress.shown()["replicas"] == ["a", "b", "c", "d"]
     assert ingress.shown()["recoveries"] == ingress.client.recoveries == 3
@@ -93,9 +93,9 @@ async def test_its_pause_lasts_from_the_loss_to_the_next_token(start):
     await ingress.go_on("r1~2")
     await asyncio.sleep(2)
     assert ingress.shown()["recovered_ms"] == 0
-    await ingress.go_on("r1~2", 11, first=1)
-    await asyncio.sleep(5)
-    await ingress.go_on("r1~2", 12, first=2)
+    for first in (1, 2):
+        ingress.replicas.send("r1~2", first, [10 + first])
+        await asyncio.sleep(5)
     assert ingress.shown()["recovered_ms"] == pytest.approx(3000, abs=10)
 
 
@@ -106,7 +106,7 @@ async def test_a_recovery_is_told_in_one_line(start, caplog):
     await ingress.begin(10, 11)
     await die(ingress)
     await asyncio.sleep(1)
-    await ingress.go_on("r1~2", 12, first=2)
+    await ingress.go_on("r1~2", 12)
     assert caplog.messages == [
         f"request r1 goes on at b from token 2 on, 1.00 s after {died()} (1 of 3)"
     ]
@@ -140,7 +140,7 @@ async def test_a_replica_that_lost_one_request_is_told_to_abort_it_and_may_have_
     await at_once()
     assert ingress.replicas.aborted == [("a", "r1")]
     assert ingress.replicas.routes["r1~2"] == Route(chosen="a")
-    await ingress.go_on("r1~2", 11, first=1)
+    await ingress.go_on("r1~2", 11)
     assert ingress.tokens == {"r1": [10, 11]}
     assert (ingress.shown()["replicas"], ingress.shown()["recoveries"]) == (["a"], 1)
 
@@ -159,7 +159,7 @@ async def test_siblings_go_on_each_by_itself(start):
     sent_again = {"0_r1~2": [10], "1_r1~3": [11], "2_r1~2": [12]}
     assert sent_again.items() <= ingress.replicas.tokens.items()
     for name, (token,) in sent_again.items():
-        await ingress.go_on(name, token + 10, first=1)
+        await ingress.go_on(name, token + 10)
     assert ingress.tokens == {"0_r1": [10, 20], "1_r1": [11, 21], "2_r1": [12, 22]}
     assert [ingress.shown(name)["recoveries"] for name in ingress.tokens] == [1, 2, 1]
 
@@ -174,7 +174,7 @@ async def test_what_a_former_owner_still_says_is_not_heard(start):
     ingress.replicas.leave("r1", Outcome("unknown"))
     await at_once()
     ingress.replicas.send("r1", 1, [99], replica_id="a")
-    await ingress.go_on("r1~2", 11, first=1)
+    await ingress.go_on("r1~2", 11)
     ingress.replicas.send("r1", 2, [99], replica_id="a")
     await at_once()
     assert ingress.tokens == {"r1": [10, 11]}
@@ -199,7 +199,7 @@ async def test_who_says_that_it_has_what_is_elsewhere_or_over_is_told_to_abort_i
 async def test_a_source_that_dies_after_the_commit_has_handed_its_request_over(start):
     ingress = start()
     await ingress.begin(10)
-    ingress.replicas.own("r1", "b")
+    ingress.replicas.own("r1", "b", first=1)
     await at_once()
     await die(ingress)
     assert ingress.replicas.attached == [("b", "r1")]
@@ -214,14 +214,16 @@ async def test_a_source_that_dies_after_the_commit_has_handed_its_request_over(s
 async def test_a_request_is_followed_from_owner_to_owner(start):
     ingress = start(replicas="abc")
     await ingress.begin(10)
-    for destination in "bc":
+    for first, destination in enumerate("bc", start=1):
+        ingress.replicas.own("r1", destination, first)
         ingress.replicas.leave("r1", Outcome("moved", destination))
         await at_once()
+        ingress.replicas.send("r1", first, [10 + first])
     assert ingress.replicas.attached == [("b", "r1"), ("c", "r1")]
     assert ingress.shown()["replicas"] == ["a", "b", "c"]
     await die(ingress, "c")
     assert ingress.replicas.routes["r1~2"] == Route(avoid=frozenset("c"), chosen="a")
-    assert ingress.replicas.tokens["r1~2"] == [10]
+    assert ingress.replicas.tokens["r1~2"] == [10, 11, 12]
 
 
 @virtually
@@ -289,7 +291,7 @@ async def test_while_no_instance_takes_requests_a_lost_one_waits(start):
     for number in range(2, 12):
         ingress.replicas.fail(f"r1~{number}", NoInstance("all are draining"))
         await asyncio.sleep(2 * RETRY_PAUSE_S)
-    await ingress.go_on("r1~12", 11, first=1)
+    await ingress.go_on("r1~12", 11)
     assert ingress.tokens == {"r1": [10, 11]}
     assert ingress.shown()["recoveries"] == 1
 
@@ -343,19 +345,20 @@ async def test_what_does_not_fit_into_the_journal_is_served_but_lost_with_its_in
     kept = await ingress.begin(10, name="kept")
     long = await ingress.begin(10, name="long")
     grows = [11, 12, 13]
-    await ingress.go_on("long", *grows, first=1)
+    ingress.replicas.send("long", 1, grows)
+    await at_once()
     late = await ingress.begin(20, name="late")
     assert ingress.tokens == {"kept": [10], "long": [10, *grows], "late": [20]}
 
     await die(ingress)
-    await ingress.go_on("kept~2", 11, first=1)
+    await ingress.go_on("kept~2", 11)
 
     assert kept.refusal is None
     assert ingress.tokens["kept"] == [10, 11]
     no_room = "the journal had no room for it (recovery.max_journal_tokens)"
     assert failure(long) == f"the request failed: {died()}, and {no_room}; try again"
     assert late.refusal is None
-    await ingress.go_on("late~2", 21, first=1)
+    await ingress.go_on("late~2", 21)
     assert ingress.tokens["late"] == [20, 21], "it came when the long one had made room"
 
 
@@ -396,7 +399,7 @@ async def test_a_request_goes_on_from_before_a_token_that_got_lost(start):
     assert ingress.replicas.cancelled == {"r1"}
     assert ingress.replicas.aborted == [("a", "r1")]
     assert ingress.replicas.tokens["r1~2"] == [10]
-    await ingress.go_on("r1~2", 11, 12, first=1)
+    await ingress.go_on("r1~2", 11, 12)
     assert ingress.tokens == {"r1": [10, 11, 12]}
     assert ingress.shown()["recoveries"] == 1
 

@@ -96,7 +96,7 @@ async def test_requests_leave_an_instance_that_hangs(start, placed):
     assert ingress.replicas.cancelled == {"r1"}
     assert ingress.replicas.aborted == [("a", "r1")]
     assert ingress.replicas.routes["r1~2"] == Route(avoid=frozenset("a"), chosen="b")
-    await ingress.go_on("r1~2", 11, first=int(placed))
+    await ingress.go_on("r1~2", 11)
     assert ingress.tokens == {"r1": [10, 11] if placed else [11]}
     assert ingress.shown()["recoveries"] == placed
 
@@ -165,7 +165,7 @@ async def test_who_hangs_again_and_again_is_left_each_time(start):
     for number, hung in enumerate("aba", start=1):
         ingress.replicas.hung = {hung}
         await asyncio.sleep(2 * HUNG)
-        await ingress.go_on(f"r1~{number + 1}", 10 + number, first=number)
+        await ingress.go_on(f"r1~{number + 1}", 10 + number)
     assert ingress.shown()["replicas"] == ["a", "b", "a", "b"]
     assert ingress.tokens == {"r1": [10, 11, 12, 13]}
 
@@ -210,7 +210,7 @@ async def test_where_there_is_nowhere_else_to_go_a_request_is_sent_out_once_and_
     await asyncio.sleep(5 * HANG_S)
     assert list(ingress.replicas.submitted) == ["r1", "r1~2"]
     ingress.replicas.hung.clear()
-    await ingress.go_on("r1~2", 11, first=1)
+    await ingress.go_on("r1~2", 11)
     assert ingress.tokens == {"r1": [10, 11]}
 
 

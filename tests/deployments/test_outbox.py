@@ -80,7 +80,7 @@ async def test_a_request_that_moved_here_continues_its_indices_and_names_its_own
     outbox.expect(client, "r1", 40)
     outbox.send_step(client, step(r1=[1]))
     outbox.send_step(client, step(r1=[2]))
-    assert await received(inbox) == Ownership("replica-1", "r1")
+    assert await received(inbox) == Ownership("replica-1", "r1", 40)
     assert [await first_of(inbox) for _ in range(2)] == [[40], [41]]
 
 
