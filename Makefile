@@ -35,9 +35,11 @@ test: $(DEV) $(TINY)/config.json ## run the tests (T="tests/app -k config" for s
 	@echo "==> running the tests"
 	@$(BIN)/python -m pytest $(T)
 
-chaos: $(DEV) $(TINY)/config.json ## random moves under load, kills (minutes)
+chaos: $(DEV) $(TINY)/config.json ## random moves and kills under load (half an hour)
 	@echo "==> random moves under load"
 	@$(BIN)/python -m pytest tests/chaos -s
+	@echo "==> kills under load (half an hour of it, for leaks: python -m load_tests.chaos soak)"
+	@$(BIN)/python -m load_tests.chaos kills-emulated kills-vllm control scheduler ingress
 
 lint: $(DEV) ## ruff and mypy
 	@echo "==> ruff"

@@ -16,9 +16,10 @@ from vllm.v1.serial_utils import MsgpackEncoder
 from app import refusals, request_context
 from app.config import RecoveryConfig
 from app.endings import Endings
+from app.entry import Entry, State
 from app.fleet_stats import FleetStats
 from app.gate import Gate
-from app.journal import Entry, Journal, State
+from app.journal import Journal
 from app.keeper import GaveUp, Keeper
 from app.priorities import Priorities
 from app.refusals import Answer, Refusal

@@ -17,7 +17,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter
 
 from app.config import RecoveryConfig
-from app.journal import Entry, Journal
+from app.entry import Entry
+from app.journal import Journal
 from app.tasks import Tasks
 from app.vitals import Vitals
 from deployments.consult import NoInstance

@@ -15,7 +15,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 if TYPE_CHECKING:
-    from app.journal import Entry, Journal  # only then: it imports vLLM
+    from app.entry import Entry  # only then: it imports vLLM
+    from app.journal import Journal
 
 ANSWER_S = 2.0
 """An ingress that has not answered by then is dead or hangs: we do without it."""

@@ -65,9 +65,9 @@ class Event:
     hang_s: float = 0.0
 
     @property
-    def kills(self) -> int:
-        """Processes killed."""
-        return 0 if self.hang_s else len(self.victims)
+    def killed(self) -> tuple[str, ...]:
+        """The victims that did not live."""
+        return () if self.hang_s else self.victims
 
 
 def plan(deck: Sequence[Kind], every_s: float, seed: int) -> Iterator[Fault]:

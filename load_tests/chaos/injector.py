@@ -49,7 +49,7 @@ class Injector:
     @property
     def kills(self) -> int:
         """Processes killed so far."""
-        return sum(event.kills for event in self.events)
+        return sum(len(event.killed) for event in self.events)
 
     async def run(self) -> None:
         """One fault after the other, for ever. Whatever ends it, all that was stopped goes on.

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from load_tests.chaos.faults import Event
+from load_tests.chaos.faults import TAKES, Event
 from load_tests.chaos.growth import Growth, Sample, growth
 from load_tests.chaos.pauses import Pause, Prefills, of_stream
 from load_tests.chaos.scenarios import Scenario
@@ -49,7 +49,12 @@ class Outcome:
     @property
     def kills(self) -> int:
         """Processes killed."""
-        return sum(event.kills for event in self.events)
+        return sum(len(event.killed) for event in self.events)
+
+    @property
+    def instances_killed(self) -> int:
+        """Those of them that were instances."""
+        return sum(len(event.killed) for event in self.events if event.kind in TAKES)
 
     @property
     def recoveries(self) -> int:

@@ -61,9 +61,10 @@ def _pauses(axes: Axes, outcome: Outcome) -> None:
         found = [pause for pause in pauses if pause.kind == kind]
         seconds = [pause.seconds for pause in found]
         prefills = [pause.prefill_s for pause in found]
-        look = {"ls": "", "alpha": 0.6, "ms": 4}
-        axes.plot(seconds, [lane] * len(found), marker="o", color=COLOURS[kind], **look)
-        axes.plot(prefills, [lane + 0.3] * len(found), marker="|", color=PREFILL, **look)
+        axes.plot(
+            seconds, [lane] * len(found), marker="o", ls="", ms=4, alpha=0.6, color=COLOURS[kind]
+        )
+        axes.plot(prefills, [lane + 0.3] * len(found), marker="|", ls="", ms=6, color=PREFILL)
     axes.set_yticks(range(len(kinds)), kinds)
     axes.set(title="pause of each recovered stream (grey: one prefill of its length)")
     axes.set_xlabel("seconds")

@@ -124,7 +124,7 @@ _ALL = (
         users=24,
         args=EMULATED,
         streams=1000,
-        kills=24,
+        kills=27,
     ),
     Scenario(
         name="kills-vllm",
@@ -138,7 +138,7 @@ _ALL = (
         deployments=({"name": REPLICA, "ray_actor_options": {"num_cpus": 0.5}},),
         survivors=1,
         streams=300,
-        kills=10,
+        kills=12,
     ),
     Scenario(
         name="control",

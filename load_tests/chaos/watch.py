@@ -29,31 +29,37 @@ class Look:
 
 
 class Watch:
-    """`told`: what the admin API said of each request, by its name."""
+    """`looks` and `usage`: what was seen so far. `down`: instances that do not count."""
 
     def __init__(
         self, fleet: Fleet, processes: Processes, crowd: Crowd, down: Collection[str]
     ) -> None:
         self.looks: list[Look] = []
         self.usage: list[Sample] = []
-        self.told: dict[str, dict[str, Any]] = {}
         self._fleet = fleet
         self._processes = processes
         self._crowd = crowd
         self._down = down
-        self._began = time.perf_counter()
+        self._told: dict[str, dict[str, Any]] = {}
+        self._began = 0.0
 
     async def run(self, progress: Callable[[], str]) -> None:
         """Watch, and print a line now and then, for ever."""
+        self._began = time.perf_counter()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._look())
             tasks.create_task(self._measure())
             tasks.create_task(self._remember())
             tasks.create_task(self._say(progress))
 
-    async def collect(self) -> None:
-        """What the fleet knows of requests now."""
-        self.told.update({each["request_id"]: each for each in await self._fleet.requests()})
+    async def told_of_all(self) -> dict[str, dict[str, Any]]:
+        """What the admin API says of each stream, or said before it forgot; by their names."""
+        await self._collect()
+        names = {stream.name for stream in self._crowd.streams}
+        return {name: told for name, told in self._told.items() if name in names}
+
+    async def _collect(self) -> None:
+        self._told.update({each["request_id"]: each for each in await self._fleet.requests()})
 
     async def _look(self) -> None:
         while True:
@@ -74,7 +80,7 @@ class Watch:
     async def _remember(self) -> None:
         while True:
             await asyncio.sleep(HISTORY_S)
-            await self.collect()
+            await self._collect()
 
     async def _say(self, progress: Callable[[], str]) -> None:
         while True:

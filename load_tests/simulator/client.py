@@ -10,7 +10,7 @@ from vllm.v1.serial_utils import MsgpackEncoder
 
 from app.admission import Admission
 from app.config import PriorityClass
-from app.journal import Entry
+from app.entry import Entry
 from deployments.messages import Ask
 from deployments.policy.global_scheduler import GlobalScheduler
 from load_tests.outcome import REFUSED, Served

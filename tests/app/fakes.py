@@ -145,6 +145,9 @@ class FakeReplicas:
     def _abort(self, replica_id: str, request_id: str) -> None:
         self.aborted.append((replica_id, request_id))
         self._reach(replica_id)
+        call = self._calls.get(request_id)
+        if call is not None and not call.done() and self._places[request_id] == replica_id:
+            call.set_result(Outcome("aborted"))
 
     async def _pulse(self, replica_id: str) -> float:
         self.asked.append(replica_id)

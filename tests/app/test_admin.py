@@ -7,7 +7,8 @@ from fastapi.testclient import TestClient
 from ray.exceptions import ActorUnavailableError
 
 from app.admin import admin_router
-from app.journal import Entry, Journal
+from app.entry import Entry
+from app.journal import Journal
 from app.peers import Peers, shown_by
 from deployments.messages import FleetView
 from deployments.pinned import ReplicaGone
@@ -47,7 +48,7 @@ def opened(journal, request_id, public_id, replica_id=None):
         (f"cmpl-{public_id}",),
     )
     if replica_id is not None:
-        entry.owned_by(replica_id)
+        entry.owned_by(replica_id, 0)
     journal.open(entry)
     return entry
 

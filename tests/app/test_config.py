@@ -37,6 +37,7 @@ def test_only_the_model_must_be_named():
     assert config.migration.backend == "auto"
     assert config.priorities["high"].priority < config.priorities["normal"].priority
     assert config.priorities["high"].headroom_tokens == 1600
+    assert config.recovery.max_recoveries == 3
     assert config.admin.api_key is None
 
 
@@ -61,6 +62,12 @@ def test_every_key_can_be_set():
                 "normal": {"priority": 1, "headroom_tokens": 2},
                 "high": {"api_keys": ["sk-1"], "max_queued_tokens": 100, "max_queue_s": 2},
             },
+            "recovery": {
+                "max_recoveries": 0,
+                "hang_s": 2.5,
+                "wait_s": 10,
+                "max_journal_tokens": 0,
+            },
             "admin": {"enabled": False, "api_key": "secret"},
         }
     )
@@ -71,6 +78,8 @@ def test_every_key_can_be_set():
     assert config.priorities["high"].api_keys == ["sk-1"]
     assert config.priorities["high"].max_queued_tokens == 100
     assert config.priorities["high"].max_queue_s == 2.0
+    assert (config.recovery.max_recoveries, config.recovery.max_journal_tokens) == (0, 0)
+    assert (config.recovery.hang_s, config.recovery.wait_s) == (2.5, 10)
     assert config.admin.api_key == "secret"
 
 
@@ -235,6 +244,15 @@ def test_a_loaded_configuration_does_not_change():
         (
             args(priorities={"normal": {"max_queue_s": "10"}}),
             "priorities.normal.max_queue_s: must be a valid number, not '10'",
+        ),
+        (
+            args(recovery={"max_recoveries": -1}),
+            "recovery.max_recoveries: must be greater than or equal to 0, not -1",
+        ),
+        (args(recovery={"hang_s": 0}), "recovery.hang_s: must be greater than 0, not 0"),
+        (
+            args(recovery={"max_recovery": 3}),
+            "recovery.max_recovery: unknown key; did you mean 'max_recoveries'?",
         ),
         ({}, "model: missing; it is the model and its engine arguments"),
         (None, "args: must be a mapping of keys, not None"),

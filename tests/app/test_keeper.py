@@ -196,6 +196,46 @@ async def test_who_says_that_it_has_what_is_elsewhere_or_over_is_told_to_abort_i
 
 
 @virtually
+async def test_who_speaks_of_what_another_one_has_is_not_heard_and_told_once_to_abort_it(start):
+    """COMMIT's answer was lost: both had it for a while."""
+    ingress = start(replicas="abc")
+    await ingress.begin(10)
+    for first in (1, 2):
+        ingress.replicas.send("r1", first, [99], replica_id="b")
+    ingress.replicas.send("r1", 1, [11])
+    ingress.replicas.own("r1", "c", first=1)
+    await at_once()
+    assert ingress.replicas.aborted == [("b", "r1"), ("c", "r1")]
+    assert ingress.tokens == {"r1": [10, 11]}
+    assert ingress.shown()["replicas"] == ["a"]
+
+
+@virtually
+async def test_tokens_of_the_former_owner_and_the_new_one_are_put_in_order(start):
+    ingress = start()
+    await ingress.begin(10)
+    ingress.replicas.own("r1", "b", first=3)
+    ingress.replicas.send("r1", 3, [13], replica_id="b")
+    ingress.replicas.send("r1", 1, [11, 12], replica_id="a")
+    await at_once()
+    assert ingress.tokens == {"r1": [10, 11, 12, 13]}
+    assert ingress.replicas.aborted == []
+
+
+@virtually
+async def test_a_replica_whose_word_that_it_has_a_request_got_lost_is_replaced(start):
+    ingress = start()
+    await ingress.add()
+    await at_once()
+    ingress.replicas.send("r1", 0, [10])
+    await asyncio.sleep(2 * RETRY_PAUSE_S)
+    assert ("a", "r1") in ingress.replicas.aborted
+    await ingress.go_on("r1~2", 10)
+    assert ingress.tokens == {"r1": [10]}
+    assert ingress.shown()["recoveries"] == 0
+
+
+@virtually
 async def test_a_source_that_dies_after_the_commit_has_handed_its_request_over(start):
     ingress = start()
     await ingress.begin(10)

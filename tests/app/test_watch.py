@@ -9,6 +9,7 @@ from app.keeper import PLACE_S
 from app.vitals import QUIET_S
 from app.watch import WATCH_S
 from deployments.messages import Route
+from migration.ownership import Outcome
 from tests.app.ingress import Ingress, at_once
 from tests.virtual import virtually
 
@@ -170,6 +171,24 @@ async def test_who_hangs_again_and_again_is_left_each_time(start):
     assert ingress.tokens == {"r1": [10, 11, 12, 13]}
 
 
+@pytest.mark.xfail(strict=True, reason="its route says for ever that it was to avoid that one")
+@virtually
+async def test_a_request_that_moved_back_to_an_instance_that_hung_may_leave_it_again(start):
+    ingress = start(hang_s=HANG_S)
+    await ingress.begin(10)
+    ingress.replicas.hung = {"a"}
+    await asyncio.sleep(HUNG)
+    await ingress.go_on("r1~2", 11)
+    ingress.replicas.hung.clear()
+    await asyncio.sleep(HUNG)
+    ingress.replicas.own("r1~2", "a", first=2)
+    ingress.replicas.leave("r1~2", Outcome("moved", "a"))
+    await at_once()
+    ingress.replicas.hung = {"a"}
+    await asyncio.sleep(2 * HUNG)
+    assert ingress.replicas.routes["r1~3"].chosen == "b"
+
+
 # --- a suspicion costs nobody its life ----------------------------------------------------------
 
 
@@ -220,7 +239,30 @@ async def test_what_was_not_heard_while_the_ingress_itself_stood_still_proves_no
 ):
     ingress = start(hang_s=HANG_S)
     await ingress.begin(10)
-    now = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: now() + 10 * HANG_S)
+    sleep_for(10 * HANG_S, monkeypatch)
     await asyncio.sleep(HANG_S)
     assert list(ingress.replicas.submitted) == ["r1"]
+
+
+@pytest.mark.xfail(strict=True, reason="only the vitals are told that it overslept")
+@virtually
+@pytest.mark.parametrize("tokens", [[], [2]])
+async def test_what_came_while_the_ingress_stood_still_is_heard_before_it_is_missed(
+    start, monkeypatch, tokens
+):
+    ingress = start()
+    answer = await (ingress.begin(0) if tokens else ingress.add())
+    await at_once()
+    for first in tokens:
+        ingress.replicas.send("r1", first, [first])
+    await asyncio.sleep(WATCH_S)
+    sleep_for(2 * PLACE_S, monkeypatch)
+    await asyncio.sleep(WATCH_S + 0.1)
+    assert answer.refusal is None
+    assert list(ingress.replicas.submitted) == ["r1"]
+
+
+def sleep_for(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is stopped for so long: its clock goes on, its timers do not."""
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + seconds)

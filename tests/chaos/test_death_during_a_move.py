@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import pytest
 from openai import APIError, AsyncOpenAI
 
 from deployments.emulated.profile import load_profile
-from load_tests.cpu import title
+from load_tests.chaos.processes import Processes
 from load_tests.servers import Server, fleet
 from tests.e2e.conftest import all_up, write_config
 from tests.e2e.fleet import Fleet, Stream
@@ -59,22 +58,6 @@ async def slow_link(folder: Path) -> AsyncIterator[tuple[Server, Fleet, AsyncOpe
             yield server, api, openai
 
 
-def process_of(server: Server, replica_id: str) -> psutil.Process:
-    """The process of a replica: the one whose log says that it is this one."""
-    for process in psutil.Process(server.pid).children(recursive=True):
-        if "LLMReplica" not in title(process):
-            continue  # Ray's log monitor, say, which reads all logs
-        logs = {file.path for file in process.open_files() if file.path.endswith(".err")}
-        if any(f"instance {replica_id} up" in Path(log).read_text() for log in logs):
-            return process
-    raise AssertionError(f"no process of {replica_id}")
-
-
-async def processes_of(server: Server, api: Fleet) -> dict[str, psutil.Process]:
-    """Looked up before there is a hurry."""
-    return {replica_id: process_of(server, replica_id) for replica_id in await api.replicas()}
-
-
 async def moving(api: Fleet, request_id: str) -> tuple[asyncio.Task[Any], str, str]:
     """Begin a move and wait until its stage 0 is on its way: the call, source, destination."""
     source = (await api.request(request_id))["replicas"][-1]
@@ -87,7 +70,7 @@ async def moving(api: Fleet, request_id: str) -> tuple[asyncio.Task[Any], str, s
 async def test_a_destination_that_hangs_or_dies_does_not_touch_the_stream(tmp_path: Path) -> None:
     async with slow_link(tmp_path) as (server, api, openai):
         expected = (await Stream(PROMPT, OUTPUT_TOKENS).run(openai)).result()
-        processes = await processes_of(server, api)
+        processes = Processes(server.pid).instances()  # before there is a hurry
         answers = []
 
         async def hang() -> None:
@@ -117,7 +100,7 @@ async def test_a_destination_that_hangs_or_dies_does_not_touch_the_stream(tmp_pa
 
 async def test_a_source_that_dies_leaves_no_block_at_the_destination(tmp_path: Path) -> None:
     async with slow_link(tmp_path) as (server, api, openai):
-        processes = await processes_of(server, api)
+        processes = Processes(server.pid).instances()  # before there is a hurry
         destinations = []
 
         async def die() -> None:

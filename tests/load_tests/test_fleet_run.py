@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from app.admin import load_to_json
-from app.journal import Entry
+from app.entry import Entry
 from app.stalls import Stalls
 from load_tests.client import Record
 from load_tests.fleet_run import _loads, _moves, _refusals, _served
