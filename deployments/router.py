@@ -25,6 +25,12 @@ for as long as that may take.
 """
 
 
+UNREACHABLE_S = 10.0
+"""A replica that could not be reached is avoided; until then Serve has found out that it is dead.
+Otherwise each retry, with a longer pause each time, might go to the next dead one: the freest.
+"""
+
+
 class FleetRouter(RequestRouter):
     """Pins are the handle's session id; see `pinned`."""
 
@@ -33,6 +39,7 @@ class FleetRouter(RequestRouter):
         self._headroom_tokens = headroom_tokens
         self._consult = Consult(self.app_name, dispatch)
         self._left: dict[str, tuple[float, RunningReplica]] = {}
+        self._unreachable: dict[str, float] = {}
         self._seconds = Histogram(
             "llumnix_dispatch_seconds", "Time to choose an instance for a request.", SECONDS
         )
@@ -83,6 +90,18 @@ class FleetRouter(RequestRouter):
         super().on_replica_actor_died(replica_id)
         self._left.pop(replica_id.unique_id, None)
 
+    def on_replica_actor_unavailable(self, replica_id: Any) -> None:
+        """So a dead replica shows over gRPC."""
+        now = time.monotonic()
+        known = {k: at for k, at in self._unreachable.items() if now - at < UNREACHABLE_S}
+        self._unreachable = {**known, replica_id.unique_id: now}
+        super().on_replica_actor_unavailable(replica_id)
+
+    def _avoided(self, route: Route) -> frozenset[str]:
+        now = time.monotonic()
+        lost = (each for each, at in self._unreachable.items() if now - at < UNREACHABLE_S)
+        return route.avoid.union(lost)
+
     def _pinned(self, pin: str, pending_request: PendingRequest) -> RunningReplica | None:
         for replica_id, replica in self.curr_replicas.items():
             if replica_id.unique_id == pin:
@@ -117,7 +136,7 @@ class FleetRouter(RequestRouter):
             fingerprint,
             submission.priority_class,
             self._headroom_tokens.get(submission.priority_class, 0),
-            route.avoid & by_id.keys(),
+            self._avoided(route) & by_id.keys(),
         )
         route.chosen = await self._choose(ask, list(by_id))
         self._seconds.observe(time.monotonic() - started)

@@ -13,7 +13,9 @@ from load_tests.chaos.streams import Stream
 from load_tests.chaos.watch import Watch
 
 AFTER_S = 10.0
-"""It goes on for so long after the last fault: new streams must come through."""
+"""Users go on for so long after the last fault: new streams must come through."""
+
+PAUSE_S = 0.2
 
 LIMIT_S = 2400.0
 """Beside the scenario's minutes: what has not happened by then will not."""
@@ -37,7 +39,7 @@ class Disturbance:
         self.began = time.perf_counter()
         self._scenario = scenario
         self._expected = expected
-        self._beside: list[asyncio.Task[None]] = []
+        self._over = False
 
     @property
     def seconds(self) -> float:
@@ -48,31 +50,33 @@ class Disturbance:
         """To the end of the last stream. Raises ServerFailed where a process does not come back."""
         print(f"==> {self._scenario.about}", flush=True)
         self.began = time.perf_counter()
-        faults, moves, watch = self._beside = [
+        asking = self.crowd.keep_asking(self._scenario.users, lambda: not self._over)
+        users, faults, moves, watch = tasks = [
+            asyncio.create_task(asking),
             asyncio.create_task(self.injector.run()),
             asyncio.create_task(self.injector.keep_moving()),
             asyncio.create_task(self.watch.run(self._progress)),
         ]
         try:
-            await self.crowd.keep_asking(self._scenario.users, self._goes_on)
+            while not (self._enough() or any(task.done() for task in tasks)):
+                await asyncio.sleep(PAUSE_S)
             await _stop(faults, moves)
+            await asyncio.sleep(AFTER_S)
+            self._over = True
+            await users
             await self.crowd.rest()
         finally:
-            await _stop(faults, moves, watch)
+            await _stop(*tasks)
         print(self._progress(), flush=True)
 
-    def _goes_on(self) -> bool:
-        seconds, least_s = self.seconds, 60 * self._scenario.minutes
-        if any(task.done() for task in self._beside) or seconds > LIMIT_S + least_s:
-            return False
-        events = self.injector.events
-        quiet_s = time.perf_counter() - events[-1].at if events else 0.0
-        return (
-            self.crowd.ended < self._scenario.streams
-            or self.injector.kills < self._scenario.kills
-            or seconds < least_s
-            or quiet_s < AFTER_S
+    def _enough(self) -> bool:
+        least_s = 60 * self._scenario.minutes
+        reached = (
+            self.crowd.ended >= self._scenario.streams
+            and self.injector.kills >= self._scenario.kills
+            and self.seconds >= least_s
         )
+        return reached or self.seconds > LIMIT_S + least_s
 
     def _progress(self) -> str:
         streams = self.crowd.streams

@@ -1,6 +1,7 @@
 """Which replica a call goes to, without Serve."""
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import pytest
 from deployments.consult import NoInstance
 from deployments.messages import Ask, Route
 from deployments.pinned import ReplicaGone
-from deployments.router import FleetRouter
+from deployments.router import UNREACHABLE_S, FleetRouter
 from tests.deployments.fakes import submission
 
 
@@ -44,6 +45,9 @@ class Router(FleetRouter):
         self.fleet = [Replica("a", "tiny"), Replica("b", "tiny"), Replica("c", "large")]
         self._consult = self.consult = Consult()  # type: ignore[assignment]
         self._left: dict[str, Any] = {}
+        self._unreachable: dict[str, float] = {}
+        self._replica_queue_len_cache = SimpleNamespace(invalidate_key=lambda _: None)
+        self._queue_len_gauge_last_update: dict[Any, float] = {}
         self._headroom_tokens = {"high": 1600}
         self._pending_requests_by_id: dict[str, Any] = {}
         self._seconds = SimpleNamespace(observe=lambda _: None)  # type: ignore[assignment]
@@ -113,6 +117,16 @@ async def test_a_request_that_nobody_takes_is_told_so(router):
 async def test_a_request_avoids_instances_that_are_lost_or_hang(router):
     assert await router.submit(avoid="bz") == "a"
     assert router.consult.asked == [(Ask("r1", 10, "tiny", avoid=frozenset("b")), ["a"])]
+
+
+async def test_a_replica_that_could_not_be_reached_is_avoided_until_serve_knows(
+    router, monkeypatch
+):
+    router.on_replica_actor_unavailable(Id("b"))
+    assert await router.submit() == "a"
+    later = time.monotonic() + UNREACHABLE_S
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert await router.submit() == "b"
 
 
 @pytest.mark.parametrize(("avoid", "asked"), [("ab", 0), ("a", 1)])
