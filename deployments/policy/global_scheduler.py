@@ -5,7 +5,7 @@ Soft state: all of it comes back with the instances' next reports.
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from deployments.messages import Ask, Decision, FleetView, Orders, Report
 from deployments.policy import dispatch
@@ -23,6 +23,9 @@ STARTING_S = 600.0
 PENDING_S = 5.0
 """A dispatched request that is not reported by then never arrived."""
 
+
+COUNTED_MAX = 1000
+"""Instances whose counts are remembered, so that what they say again is counted once."""
 
 SWEEP_INTERVAL_S = 0.05
 """To look for what is silent or late takes time that grows with the fleet, and need not be often.
@@ -75,7 +78,8 @@ class GlobalScheduler:
         self._rule = rule
         self._rng = rng
         self._instances: dict[str, _Instance] = {}
-        self._migrations: dict[str, dict[str, int]] = {}
+        self._migrations: Counter[str] = Counter()
+        self._counted: dict[str, Mapping[str, int]] = {}
         self._turn = 0
         self._pairs: dict[str, tuple[Target, ...]] = {}
         self._paired_at = float("-inf")
@@ -93,7 +97,7 @@ class GlobalScheduler:
             self._add(_Instance(load, now))
         else:
             known.reported(report, now)
-        self._migrations[load.replica_id] = report.migrations
+        self._count(report)
         return self._orders(load.replica_id, now)
 
     def choose(self, asks: Sequence[Ask], now: float) -> Decision:
@@ -120,11 +124,19 @@ class GlobalScheduler:
     def view(self, now: float) -> FleetView:
         """Last loads, and the migrations counted by all instances ever seen."""
         self._sweep(now)
-        counts: Counter[str] = Counter()
-        for of_instance in self._migrations.values():
-            counts.update(of_instance)
         loads = tuple(instance.reported_load for instance in self._instances.values())
-        return FleetView(loads, dict(counts))
+        return FleetView(loads, dict(self._migrations))
+
+    def _count(self, report: Report) -> None:
+        """Add what is new of an instance's counts, which may come back after it was silent."""
+        name = report.load.replica_id
+        before = self._counted.pop(name, {})
+        self._migrations.update(
+            {outcome: n - before.get(outcome, 0) for outcome, n in report.migrations.items()}
+        )
+        self._counted[name] = report.migrations
+        if len(self._counted) > COUNTED_MAX:
+            del self._counted[next(iter(self._counted))]
 
     def _add(self, instance: _Instance) -> None:
         """In the order of their ids, on which turns are taken."""

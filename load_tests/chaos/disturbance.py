@@ -51,7 +51,7 @@ class Disturbance:
         print(f"==> {self._scenario.about}", flush=True)
         self.began = time.perf_counter()
         asking = self.crowd.keep_asking(self._scenario.users, lambda: not self._over)
-        users, faults, moves, watch = tasks = [
+        users, faults, moves, *_ = tasks = [
             asyncio.create_task(asking),
             asyncio.create_task(self.injector.run()),
             asyncio.create_task(self.injector.keep_moving()),

@@ -87,6 +87,11 @@ def held(overview: Overview) -> int:
     return sum(each["running"] + each["waiting"] for each in overview["replicas"])
 
 
+def with_work(overview: Overview) -> set[str]:
+    """The instances that have requests."""
+    return {each["replica_id"] for each in overview["replicas"] if each["running"]}
+
+
 def without(overview: Overview, replica_ids: Collection[str]) -> Overview:
     """The others."""
     others = [each for each in overview["replicas"] if each["replica_id"] not in replica_ids]

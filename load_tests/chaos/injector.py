@@ -11,7 +11,7 @@ import psutil
 
 from load_tests.chaos.crowd import Crowd
 from load_tests.chaos.faults import TAKES, Event, Fault, Kind, picked, plan
-from load_tests.chaos.fleet import Fleet, is_moving
+from load_tests.chaos.fleet import Fleet, is_moving, with_work
 from load_tests.chaos.processes import INGRESS, SCHEDULER, Processes
 from load_tests.chaos.scenarios import Scenario
 from load_tests.servers import ServerFailed
@@ -86,14 +86,14 @@ class Injector:
             case "ingress":
                 self._kill_one_of(INGRESS, fault)
             case "short hang" | "long hang":
-                self._stop(fault)
+                self._stop(fault, *picked(await self._busy(), fault.pick))
             case "kill":
-                self._kill("kill", *picked(self._alive(), fault.pick))
+                self._kill("kill", *picked(await self._busy(), fault.pick))
 
     async def _kill_in_a_move(self, fault: Fault) -> None:
         ends = await self._moving()
         if ends is None:
-            self._kill("kill", *picked(self._alive(), fault.pick))
+            self._kill("kill", *picked(await self._busy(), fault.pick))
         elif fault.kind == "both ends":
             self._kill(fault.kind, *ends)
         else:
@@ -112,8 +112,7 @@ class Injector:
         self._happened(fault.kind, deployment)
         _send(processes[chosen], signal.SIGKILL)
 
-    def _stop(self, fault: Fault) -> None:
-        (victim,) = picked(self._alive(), fault.pick)
+    def _stop(self, fault: Fault, victim: str) -> None:
         self._stopped[victim] = self._processes.instance(victim)
         self.down.add(victim)
         self._happened(fault.kind, victim, hang_s=fault.hang_s)
@@ -149,6 +148,11 @@ class Injector:
 
     def _alive(self) -> list[str]:
         return [name for name in self._processes.instances() if name not in self.down]
+
+    async def _busy(self) -> list[str]:
+        """Those alive that have work, where any has: others would not be missed."""
+        alive, busy = self._alive(), with_work(await self._fleet.overview())
+        return [name for name in alive if name in busy] or alive
 
     # --- moves -------------------------------------------------------------------------------
 

@@ -16,13 +16,15 @@ SLACK_S = 0.5
 class Pause:
     """The longest pause of a recovered stream, at the time of a fault that hit an instance of its.
 
-    `kind`: of that fault; None where there was none. `noticed_s`: how much of it passed before the
+    `name`: of the stream; `since`: seconds of time.perf_counter. `kind`: of that fault; None where there was none. `noticed_s`: how much of it passed before the
     ingress knew, by its own account; None where a stream was recovered several times, which the
     ingress tells the sum of. `prefill_s`: what computing the KV of as many tokens took on the idle
     fleet.
     """
 
+    name: str
     kind: Kind | None
+    since: float
     seconds: float
     noticed_s: float | None
     tokens: int
@@ -62,7 +64,8 @@ def of_stream(
     once = told["recoveries"] == 1
     noticed_s = max(0.0, gap.seconds - told["recovered_ms"] / 1e3) if once else None
     tokens = stream.prompt_tokens + gap.tokens
-    return Pause(kind, gap.seconds, noticed_s, tokens, prefills.at(tokens))
+    prefill_s = prefills.at(tokens)
+    return Pause(stream.name, kind, gap.since, gap.seconds, noticed_s, tokens, prefill_s)
 
 
 def _hits(

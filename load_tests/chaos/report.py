@@ -54,7 +54,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
             for stream in outcome.of("wrong")[:EXAMPLES]
         ],
         "events": [{**asdict(event), "at": event.at - began} for event in outcome.events],
-        "pauses": [asdict(pause) for pause in outcome.pauses()],
+        "pauses": [{**asdict(pause), "since": pause.since - began} for pause in outcome.pauses()],
         "ttft": {"calm": _ttfts(outcome.calm), "faults": _ttfts(outcome.of("right"))},
         "longest_pauses_of_others": [said for _, said in _others(outcome)[:EXAMPLES]],
         "breaks": [asdict(one) for one in breaks(outcome)],

@@ -235,3 +235,11 @@ def test_migrations_of_the_dead_stay_counted():
     fleet.report(Report(load("a"), migrations={"completed": 2, "refused": 1}), now=0)
     fleet.report(Report(load("b"), migrations={"completed": 3}), now=SILENT_S + 1)
     assert fleet.view(SILENT_S + 1).migrations == {"completed": 5, "refused": 1}
+
+
+def test_an_instance_that_comes_back_is_counted_once():
+    fleet = scheduler()
+    fleet.report(Report(load("a"), migrations={"completed": 2}), now=0)
+    fleet.report(Report(load("b")), now=SILENT_S + 1)
+    fleet.report(Report(load("a"), migrations={"completed": 3, "aborted": 1}), now=SILENT_S + 2)
+    assert fleet.view(SILENT_S + 2).migrations == {"completed": 3, "aborted": 1}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from load_tests.chaos.fleet import held, is_moving, states, without
+from load_tests.chaos.fleet import held, is_moving, states, with_work, without
 from load_tests.chaos.watch import longest_excess_s
 from tests.load_tests.chaos.runs import look
 
@@ -41,6 +41,10 @@ def test_what_is_down_does_not_count():
     assert held(OVERVIEW) == 6
     assert held(without(OVERVIEW, {"b"})) == 3
     assert states(without(OVERVIEW, {"a", "b"})) == ["starting"]
+
+
+def test_those_with_work_are_the_ones_to_hit():
+    assert with_work(OVERVIEW) == {"a", "b"}
 
 
 def test_a_move_is_seen_at_both_ends():
