@@ -35,9 +35,10 @@ class Entry:
     `request_id` is vLLM's; inside the engines its name is `submission.request_id`, another one each
     time that it is submitted. `aliases` are ids that a client may know it by. `answer`: to its HTTP
     request. `tokens`: the output so far, while it is `kept`. `over`: it has ended.
-    `open`: the call to its replica; `route`: where that went; `dropped`: why it was cut off here.
-    `owners`: the replicas that had it since it was submitted, each with the number of its first
-    token; `strangers`: others that spoke of it. `loss`: how its owner before that was lost.
+    `open`: the call to its replica; `route`: where that went, `sent_at`; `attached`: where it moved;
+    `dropped`: why it was cut off here. `owners`: the replicas that had it since it was submitted,
+    each with the number of its first token; `strangers`: others that spoke of it. `loss`: how its
+    owner before that was lost.
     Monotonic seconds: `unplaced_since` no replica has been known to have it; `gap_since` a later
     token came before an earlier one; `lost_at` its replica was found to be lost, until the next
     token. `recovered_s` sums these pauses.
@@ -58,6 +59,8 @@ class Entry:
     open: asyncio.Future[Any] | None = None
     owners: list[tuple[str, int]] = field(default_factory=list)
     strangers: set[str] = field(default_factory=set)
+    sent_at: float = 0.0
+    attached: str | None = None
     dropped: Exception | None = None
     loss: str = ""
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -86,7 +89,12 @@ class Entry:
     @property
     def place(self) -> str | None:
         """The replica that has it, or that it was sent to."""
-        return self.replicas[-1] if self.unplaced_since is None else self.route.chosen
+        return self.owners[-1][0] if self.owners else self.route.chosen
+
+    @property
+    def asked(self) -> str | None:
+        """The replica that its open call is at: while it moves, not the one that has it."""
+        return self.attached or self.route.chosen
 
     def accept(self, first: int, output: EngineCoreOutput) -> list[EngineCoreOutput]:
         """The outputs that can be delivered now that this one arrived, in order."""
@@ -108,13 +116,16 @@ class Entry:
         """
         if first < self.output_tokens:
             return False
-        if self.unplaced_since is None:
+        before = sum(begun <= first for _, begun in self.owners)
+        after = len(self.owners) - before  # heard from first, though they had it later
+        if before and not after:
             self.stalls.moved(time.monotonic())
         self.unplaced_since = None
-        self.owners.append((replica_id, first))
-        self.held = {number: output for number, output in self.held.items() if number < first}
+        self.owners.insert(before, (replica_id, first))
         if not self.replicas or self.replicas[-1] != replica_id:
-            self.replicas.append(replica_id)
+            self.replicas.insert(len(self.replicas) - after, replica_id)
+        self.held = {number: output for number, output in self.held.items() if number < first}
+        self.gap_since = self.gap_since if self.held else None
         if not self.kept:
             self.strip()
         return True

@@ -149,9 +149,9 @@ class FleetClient(EngineCoreClient):
         self._close(entry)
         if entry.call is not None and not entry.call.done():
             entry.call.cancel()  # over gRPC this reaches the replica
-            if entry.replicas:
+            if entry.place is not None:
                 # It may be about to move: then only the new owner can be told.
-                self._keeper.disown(entry.replicas[-1], entry.submission.request_id)
+                self._keeper.disown(entry.place, entry.submission.request_id)
 
     def _close(self, entry: Entry) -> None:
         self.journal.close(entry)
@@ -171,7 +171,7 @@ class FleetClient(EngineCoreClient):
         logger.error(
             "request %s failed on %s after %d tokens: %s",
             entry.submission.public_id,
-            entry.replicas[-1] if entry.replicas else "no replica yet",
+            entry.place or "no replica yet",
             entry.output_tokens,
             reason,
         )

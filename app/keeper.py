@@ -11,8 +11,7 @@ import time
 from collections.abc import Awaitable
 from contextlib import suppress
 
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter
 
@@ -126,10 +125,11 @@ class Keeper:
     def look_after(self, now: float) -> None:
         """To be called now and then: nothing waits for ever, nor for an instance that hangs."""
         live = self._journal.live()
-        for each in self._vitals.watch({entry.place for entry in live if entry.place}, now):
+        places = {place for entry in live for place in (entry.place, entry.asked) if place}
+        for each in self._vitals.watch(places, now):
             logger.warning("%s hangs: it has said nothing for %.0f s", each, self._settings.hang_s)
         for entry in live:
-            if why := self._overdue(entry, now) or self._in_danger(entry):
+            if why := self._overdue(entry, now) or self._in_danger(entry, now):
                 self.drop(entry, why)
 
     def _overdue(self, entry: Entry, now: float) -> Exception | None:
@@ -141,24 +141,27 @@ class Keeper:
         limit = self._settings.wait_s
         return GaveUp(f"no instance took it over within {limit:.0f} s") if waited > limit else None
 
-    def _in_danger(self, entry: Entry) -> Lost | None:
-        """Its instance hangs. A suspicion, so it must neither cost it its life nor be for nothing:
-        where it was sent to the one that hangs although others were wanted, there are none.
+    def _in_danger(self, entry: Entry, now: float) -> Lost | None:
+        """Its instance hangs. That is a suspicion, which must not cost it its life; and where there
+        is no other it will be sent there again, so it is given time.
         """
-        hangs = entry.place in self._vitals.hanging and entry.place not in entry.route.avoid
+        hanging = self._vitals.hanging.intersection((entry.place, entry.asked))
         may_leave = entry.resumable and entry.recoveries < self._settings.max_recoveries
-        return Lost(f"{entry.place} hung") if hangs and may_leave else None
+        if not hanging or not may_leave or now - entry.sent_at < self._settings.hang_s:
+            return None
+        return Lost(f"{hanging.pop()} hung")
 
     # --- one owner after the other -----------------------------------------------------------
 
     async def _run(self, entry: Entry) -> None:
         """From owner to owner as it moves. Raises Lost, GaveUp or NoInstance."""
+        entry.sent_at, entry.attached = time.monotonic(), None
         submitting = call(self._replicas, "submit", entry.submission, entry.route, entry.tokens)
         outcome = await self._left(entry, submitting)
         while outcome.kind == "moved" and outcome.destination and not entry.ended:
+            entry.attached = outcome.destination
             owner = pinned(self._replicas, outcome.destination)
-            attaching = call(owner, "attach", entry.submission.request_id)
-            outcome = await self._left(entry, attaching, outcome.destination)
+            outcome = await self._left(entry, call(owner, "attach", entry.submission.request_id))
         if entry.ended:
             return
         if outcome.kind == "refused":
@@ -171,12 +174,9 @@ class Keeper:
         if not entry.ended:
             raise Lost("its last token got lost on its way")
 
-    async def _left(
-        self, entry: Entry, leaving: Awaitable[Outcome], replica_id: str | None = None
-    ) -> Outcome:
-        """How the request left the replica of an open call: this one, or where it was routed to.
-
-        Raises `drop`'s error, Lost, NoInstance or GaveUp.
+    async def _left(self, entry: Entry, leaving: Awaitable[Outcome]) -> Outcome:
+        """How the request left the replica of an open call. Raises `drop`'s error, Lost, NoInstance
+        or GaveUp.
         """
         owners = max(1, len(entry.owners))
         entry.dropped = None
@@ -186,21 +186,24 @@ class Keeper:
         except asyncio.CancelledError:
             if entry.dropped is None:
                 raise
-            raise entry.dropped from None
-        except NoInstance as error:
-            if entry.lost_at is None:
-                raise
-            raise Lost(str(error)) from None  # others may be starting
-        except Exception as error:  # over gRPC a dead engine's error arrives as it was raised
-            if len(entry.owners) > owners:
-                return Outcome("moved", entry.replicas[-1])  # the new owner said so, the old died
-            place = replica_id or entry.place
-            why = f"its instance {place} was lost ({type(error).__name__})"
-            if isinstance(error, RayActorError | ReplicaGone | EngineDead):
-                raise Lost(why, dead=place) from None
-            if entry.unplaced_since is None:
-                raise Lost(why) from None
-            raise GaveUp(why) from None  # elsewhere it would be no other
+            error = entry.dropped
+        except Exception as raised:  # over gRPC a dead engine's error arrives as it was raised
+            error = self._told(entry, raised)
+        if len(entry.owners) > owners and isinstance(error, Lost):
+            if error.dead is not None:
+                self._vitals.lost(error.dead, time.monotonic())
+            return Outcome("moved", entry.place)  # the new owner said so, the old one cannot
+        raise error from None
+
+    def _told(self, entry: Entry, error: Exception) -> Exception:
+        """What an open call's error means."""
+        if isinstance(error, NoInstance):  # others may be starting
+            return error if entry.lost_at is None else Lost(str(error))
+        why = f"its instance {entry.asked} was lost ({type(error).__name__})"
+        if isinstance(error, RayActorError | ReplicaGone | EngineDead):
+            return Lost(why, dead=entry.asked)
+        # Nobody had it yet: elsewhere it would be no other.
+        return GaveUp(why) if entry.unplaced_since is not None else Lost(why)
 
     async def _again(self, entry: Entry, loss: Lost) -> None:
         """Make a lost request ready to be submitted again. Raises GaveUp or NoInstance."""
@@ -231,6 +234,6 @@ class Keeper:
             raise GaveUp(f"{why}, and the journal had no room for it (recovery.max_journal_tokens)")
 
     async def _abort(self, replica_id: str, request_id: str) -> None:
-        with suppress(RayError, RayServeException, ReplicaGone, TimeoutError):  # gone, both of them
+        with suppress(Exception):  # whatever it is, nobody waits for it: both are gone
             async with asyncio.timeout(GAP_S):
                 await call(pinned(self._replicas, replica_id), "abort", request_id)

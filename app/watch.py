@@ -41,6 +41,7 @@ class Watch:
             now = time.monotonic()
             if now - before > 2 * WATCH_S:
                 self._vitals.overslept(now)
+                continue  # first of all, what came meanwhile is read
             self._keeper.look_after(now)
             for replica_id in self._vitals.quiet(now):
                 if replica_id not in self._asked:

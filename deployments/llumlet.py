@@ -127,6 +127,8 @@ class Llumlet:
         except Exception:
             self.disown(owned)
             raise
+        if owned.aborted:  # before the engine had it
+            await self._loop.run(partial(self._seam.drop, submission.request_id))
         return await self._hold(owned)
 
     async def _begin(self, submission: Submission, tokens: Sequence[int]) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from load_tests.chaos.processes import INGRESS, REPLICA, SCHEDULER, Usage, actors
 
 WARM, WINDOW = 0.25, 0.15
-"""Shares of a run: what is left out at its beginning, and how much the means are taken over."""
+"""Shares of a run: what is left out at its beginning, and how much the medians are taken over: a
+burst is over sooner.
+"""
 
 ALLOWED = 0.10
 SLACK = {"rss_mib": 60.0, "fds": 10.0, "threads": 6.0, "sockets": 10.0, "processes": 1.0}
@@ -37,7 +39,7 @@ class Growth:
 
 
 def growth(samples: Sequence[Sample]) -> list[Growth]:
-    """Of a process of each of our deployments, in the mean, and the number of actors.
+    """Of a process of each of our deployments, and the number of actors.
 
     A killed process is replaced by a new one: as long as that happens at a steady pace, they are as
     old on average at the end as they were before.
@@ -64,7 +66,7 @@ def _per_process(
                 for window in (early, late)
             )
             if before and after:
-                yield Growth(role, what, statistics.fmean(before), statistics.fmean(after))
+                yield Growth(role, what, statistics.median(before), statistics.median(after))
 
 
 def _actors(
@@ -72,4 +74,4 @@ def _actors(
 ) -> Iterator[Growth]:
     before, after = ([actors(usage) for usage in window] for window in (early, late))
     if before and after:
-        yield Growth(ACTORS, "processes", statistics.fmean(before), statistics.fmean(after))
+        yield Growth(ACTORS, "processes", statistics.median(before), statistics.median(after))

@@ -16,10 +16,10 @@ SLACK_S = 0.5
 class Pause:
     """The longest pause of a recovered stream, at the time of a fault that hit an instance of its.
 
-    `name`: of the stream; `since`: seconds of time.perf_counter. `kind`: of that fault; None where there was none. `noticed_s`: how much of it passed before the
-    ingress knew, by its own account; None where a stream was recovered several times, which the
-    ingress tells the sum of. `prefill_s`: what computing the KV of as many tokens took on the idle
-    fleet.
+    `name`: of the stream; `since`: seconds of time.perf_counter. `kind`: of that fault; None where
+    there was none. `noticed_s`: how much of it passed before the ingress knew, by its own account;
+    None where a stream was recovered several times, which the ingress tells the sum of.
+    `prefill_s`: what computing the KV of as many tokens took on the idle fleet.
     """
 
     name: str

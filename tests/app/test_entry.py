@@ -149,7 +149,6 @@ def test_an_owner_says_what_comes_from_its_first_token_to_the_next_owner_s(
     assert it.may_say(replica, first, output(*range(count))) == may_say
 
 
-@pytest.mark.xfail(strict=True, reason="the one that speaks last is taken for the owner")
 def test_owners_are_in_the_order_of_their_tokens_whoever_of_them_is_heard_first():
     it = entry()
     for replica, first in (("a", 0), ("c", 3), ("b", 1)):

@@ -84,19 +84,32 @@ async def test_it_may_be_lost_again_and_again(start):
 
 
 @virtually
-async def test_its_pause_lasts_from_the_loss_to_the_next_token(start):
-    ingress = start()
+async def test_its_pause_lasts_from_the_loss_to_the_next_token_however_often_it_is_lost(start):
+    ingress = start(replicas="abc")
     await ingress.begin(10)
     await asyncio.sleep(7)
-    await die(ingress)
+    for name, replica_id in (("r1~2", "a"), ("r1~3", "b")):
+        await die(ingress, replica_id)
+        await asyncio.sleep(1)
+        await ingress.go_on(name)
     await asyncio.sleep(1)
-    await ingress.go_on("r1~2")
-    await asyncio.sleep(2)
     assert ingress.shown()["recovered_ms"] == 0
     for first in (1, 2):
-        ingress.replicas.send("r1~2", first, [10 + first])
+        ingress.replicas.send("r1~3", first, [10 + first])
         await asyncio.sleep(5)
     assert ingress.shown()["recovered_ms"] == pytest.approx(3000, abs=10)
+
+
+@virtually
+async def test_a_request_that_got_its_last_token_in_time_is_not_lost_with_its_replica(start):
+    ingress = start()
+    await ingress.begin(10)
+    ingress.replicas.fail("r1", ActorDiedError())
+    ingress.replicas.send("r1", 1, [11], last=True)
+    await at_once()
+    assert ingress.ends == {"r1": FinishReason.LENGTH}
+    assert list(ingress.replicas.submitted) == ["r1"]
+    assert ingress.client.journal.get("r1~2") is None
 
 
 @virtually

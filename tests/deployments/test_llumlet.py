@@ -215,7 +215,6 @@ async def test_a_call_that_is_cancelled_while_the_grammar_is_compiled_leaves_not
     assert here.engine.known == here.llumlet.owned == {}
 
 
-@pytest.mark.xfail(strict=True, reason="install puts it in although it was aborted: nobody owns it")
 async def test_an_abort_while_the_grammar_is_compiled_leaves_nothing(compiling):
     here, call = compiling
     await here.llumlet.abort("r1")
