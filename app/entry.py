@@ -35,10 +35,10 @@ class Entry:
     `request_id` is vLLM's; inside the engines its name is `submission.request_id`, another one each
     time that it is submitted. `aliases` are ids that a client may know it by. `answer`: to its HTTP
     request. `tokens`: the output so far, while it is `kept`. `over`: it has ended.
-    `open`: the call to its replica; `route`: where that went, `sent_at`; `attached`: where it moved;
-    `dropped`: why it was cut off here. `owners`: the replicas that had it since it was submitted,
-    each with the number of its first token; `strangers`: others that spoke of it. `loss`: how its
-    owner before that was lost.
+    `open`: the call to its replica; `route`: where that went, `sent_at`; `attached`: where it has
+    moved; `dropped`: why it was cut off here. `owners`: the replicas that had it since it was
+    submitted, each with the number of its first token; `strangers`: others that spoke of it.
+    `loss`: how its owner before that was lost.
     Monotonic seconds: `unplaced_since` no replica has been known to have it; `gap_since` a later
     token came before an earlier one; `lost_at` its replica was found to be lost, until the next
     token. `recovered_s` sums these pauses.
