@@ -189,7 +189,7 @@ class RecoveryConfig(Section):
     )
     hang_s: float = Field(
         default=5.0,
-        gt=0,
+        ge=2,  # it is asked after one second
         description="an instance that has work and says nothing for so long hangs: its requests go"
         " on elsewhere. More than the longest step takes",
     )

@@ -11,7 +11,7 @@ Abort = Callable[[list[str]], Awaitable[None]]
 
 
 class Endings:
-    """Ends requests by a refusal."""
+    """Ends requests by a refusal, or by an error where there is no HTTP answer to refuse."""
 
     def __init__(self, outputs: asyncio.Queue[EngineCoreOutputs]) -> None:
         self._outputs = outputs

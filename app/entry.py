@@ -34,7 +34,8 @@ class Entry:
 
     `request_id` is vLLM's; inside the engines its name is `submission.request_id`, another one each
     time that it is submitted. `aliases` are ids that a client may know it by. `answer`: to its HTTP
-    request. `tokens`: the output so far, while it is `kept`. `over`: it has ended.
+    request. `continuable`: whether its tokens are all that it takes to go on elsewhere. `tokens`:
+    the output so far, while it is `kept`. `over` is set when it has ended.
     `open`: the call to its replica; `route`: where that went, `sent_at`; `attached`: where it has
     moved; `dropped`: why it was cut off here. `owners`: the replicas that had it since it was
     submitted, each with the number of its first token; `strangers`: others that spoke of it.
@@ -49,6 +50,7 @@ class Entry:
     answer: Answer = field(default_factory=Answer)
     unplaced_since: float | None = 0.0
     route: Route = field(default_factory=Route)
+    continuable: bool = True
     state: State = "waiting"
     kept: bool = True
     tokens: "array[int]" = field(default_factory=lambda: array("i"))
@@ -83,8 +85,8 @@ class Entry:
 
     @property
     def resumable(self) -> bool:
-        """Whether enough is kept of it to submit it again."""
-        return bool(self.submission.request)
+        """Whether it can be submitted again, and go on where it is."""
+        return bool(self.submission.request) and (self.continuable or not self.output_tokens)
 
     @property
     def place(self) -> str | None:

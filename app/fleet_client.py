@@ -88,7 +88,7 @@ class FleetClient(EngineCoreClient):
         return self._hello.supported_tasks
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
-        """Returns at once: what goes wrong later arrives as the request's last output."""
+        """Returns at once: what goes wrong later ends the request by a refusal (`Endings`)."""
         answer = refusals.current.get(None) or Answer(http=False)
         entry = self._entry(request, answer)
         patient = self._priorities.is_patient(entry.submission.priority_class, request.priority)
@@ -135,7 +135,10 @@ class FleetClient(EngineCoreClient):
         )
         aliases = (response_id, context.request_id or response_id)
         now = time.monotonic()
-        return Entry(submission, aliases, answer, now, Route(self._vitals.avoid(now)))
+        route = Route(self._vitals.avoid(now))
+        # As `EngineSeam.revive` has it.
+        continuable = not (request.mm_features or request.prompt_embeds is not None)
+        return Entry(submission, aliases, answer, now, route, continuable)
 
     async def _keep(self, entry: Entry) -> None:
         try:

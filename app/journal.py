@@ -30,7 +30,7 @@ class Journal:
         self._kept_tokens = 0
 
     def get(self, request_id: str) -> Entry | None:
-        """The running request that vLLM knows by this id."""
+        """The running request by vLLM's id for it, or any that it had inside the engines."""
         return self._live.get(request_id)
 
     def present(self, request_id: str) -> Entry | None:

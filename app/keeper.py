@@ -8,8 +8,8 @@ path"), and goes on elsewhere.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
 from contextlib import suppress
+from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
@@ -28,6 +28,8 @@ from migration.ownership import Outcome
 
 GAP_S = 5.0
 """A token missing for this long is lost."""
+
+ABORT_S = 5.0
 
 PLACE_S = 30.0
 """A new request that no instance has owned for this long is refused; one that owns it says so
@@ -128,8 +130,9 @@ class Keeper:
         places = {place for entry in live for place in (entry.place, entry.asked) if place}
         for each in self._vitals.watch(places, now):
             logger.warning("%s hangs: it has said nothing for %.0f s", each, self._settings.hang_s)
+        gone = self._vitals.gone(now)
         for entry in live:
-            if why := self._overdue(entry, now) or self._in_danger(entry, now):
+            if why := self._overdue(entry, now) or self._in_danger(entry, gone, now):
                 self.drop(entry, why)
 
     def _overdue(self, entry: Entry, now: float) -> Exception | None:
@@ -141,48 +144,51 @@ class Keeper:
         limit = self._settings.wait_s
         return GaveUp(f"no instance took it over within {limit:.0f} s") if waited > limit else None
 
-    def _in_danger(self, entry: Entry, now: float) -> Lost | None:
-        """Its instance hangs. That is a suspicion, which must not cost it its life; and where there
-        is no other it will be sent there again, so it is given time.
+    def _in_danger(self, entry: Entry, gone: set[str], now: float) -> Lost | None:
+        """Its instance hangs, or so it seems: what could not go on elsewhere stays. Where there is
+        no other it will be sent there again, so it is given time.
         """
-        hanging = self._vitals.hanging.intersection((entry.place, entry.asked))
+        here = gone.intersection((entry.place, entry.asked))
         may_leave = entry.resumable and entry.recoveries < self._settings.max_recoveries
-        if not hanging or not may_leave or now - entry.sent_at < self._settings.hang_s:
+        if not here or not may_leave or now - entry.sent_at < self._settings.hang_s:
             return None
-        return Lost(f"{hanging.pop()} hung")
+        return Lost(f"its instance {here.pop()} hung")
 
     # --- one owner after the other -----------------------------------------------------------
 
     async def _run(self, entry: Entry) -> None:
         """From owner to owner as it moves. Raises Lost, GaveUp or NoInstance."""
         entry.sent_at, entry.attached = time.monotonic(), None
-        submitting = call(self._replicas, "submit", entry.submission, entry.route, entry.tokens)
-        outcome = await self._left(entry, submitting)
+        arguments = entry.submission, entry.route, entry.tokens
+        outcome = await self._left(entry, self._replicas, "submit", *arguments)
         while outcome.kind == "moved" and outcome.destination and not entry.ended:
             entry.attached = outcome.destination
             owner = pinned(self._replicas, outcome.destination)
-            outcome = await self._left(entry, call(owner, "attach", entry.submission.request_id))
+            outcome = await self._left(entry, owner, "attach", entry.submission.request_id)
         if entry.ended:
             return
         if outcome.kind == "refused":
             raise GaveUp(f"it cannot go on elsewhere: {outcome.detail}")
-        if outcome.kind != "finished":
-            raise Lost(f"it was {outcome.kind} at {entry.place}")
         with suppress(TimeoutError):
             async with asyncio.timeout(GAP_S):
                 await entry.over.wait()  # its last tokens may still be on their way
         if not entry.ended:
             raise Lost("its last token got lost on its way")
 
-    async def _left(self, entry: Entry, leaving: Awaitable[Outcome]) -> Outcome:
-        """How the request left the replica of an open call. Raises `drop`'s error, Lost, NoInstance
+    async def _left(
+        self, entry: Entry, handle: DeploymentHandle, method: str, *arguments: Any
+    ) -> Outcome:
+        """Call a replica, and hear how the request left it. Raises `drop`'s error, Lost, NoInstance
         or GaveUp.
         """
-        owners = max(1, len(entry.owners))
+        owners = max(1, len(entry.owners))  # the first one is who is called: it says so itself
         entry.dropped = None
-        entry.open = asyncio.ensure_future(leaving)
         try:
-            return await entry.open
+            entry.open = asyncio.ensure_future(call(handle, method, *arguments))
+            outcome: Outcome = await entry.open
+            if outcome.kind not in ("aborted", "unknown"):
+                return outcome
+            error: Exception = Lost(f"it was {outcome.kind} at {entry.asked}")
         except asyncio.CancelledError:
             if entry.dropped is None:
                 raise
@@ -199,10 +205,11 @@ class Keeper:
         """What an open call's error means."""
         if isinstance(error, NoInstance):  # others may be starting
             return error if entry.lost_at is None else Lost(str(error))
-        why = f"its instance {entry.asked} was lost ({type(error).__name__})"
         if isinstance(error, RayActorError | ReplicaGone | EngineDead):
+            why = f"its instance {entry.asked} was lost ({type(error).__name__})"
             return Lost(why, dead=entry.asked)
-        # Nobody had it yet: elsewhere it would be no other.
+        why = f"its instance {entry.asked} failed on it ({type(error).__name__})"
+        # One that refused it before it had it would not be the only one to do so.
         return GaveUp(why) if entry.unplaced_since is not None else Lost(why)
 
     async def _again(self, entry: Entry, loss: Lost) -> None:
@@ -217,23 +224,24 @@ class Keeper:
         if place is not None and place != loss.dead:
             self.disown(place, entry.submission.request_id)
         self._journal.renew(entry)
-        self._check(entry, str(loss), now)
-        if not had_it:
+        if had_it:
+            self._check(entry, str(loss))
+        elif late := self._overdue(entry, now):
+            raise late
+        else:
             await asyncio.sleep(RETRY_PAUSE_S)
         entry.route = Route(self._vitals.avoid(time.monotonic()))
 
-    def _check(self, entry: Entry, why: str, now: float) -> None:
-        """Raise GaveUp or NoInstance unless it may be submitted again."""
-        if late := self._overdue(entry, now):
-            raise late
+    def _check(self, entry: Entry, why: str) -> None:
+        """Raise GaveUp unless a lost request may go on."""
         most = self._settings.max_recoveries
         if entry.recoveries >= most:
             often = f", after {most} recoveries (recovery.max_recoveries)" if most else ""
             raise GaveUp(f"{why}{often}")
-        if not entry.resumable:
+        if not entry.submission.request:
             raise GaveUp(f"{why}, and the journal had no room for it (recovery.max_journal_tokens)")
 
     async def _abort(self, replica_id: str, request_id: str) -> None:
         with suppress(Exception):  # whatever it is, nobody waits for it: both are gone
-            async with asyncio.timeout(GAP_S):
+            async with asyncio.timeout(ABORT_S):
                 await call(pinned(self._replicas, replica_id), "abort", request_id)

@@ -1,8 +1,11 @@
 """Tasks: an owner for background work, which cancels it."""
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any
+
+logger = logging.getLogger("ray.serve.llumnix")
 
 
 class Tasks:
@@ -13,12 +16,17 @@ class Tasks:
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run it beside the caller."""
-        task = asyncio.get_running_loop().create_task(coroutine)
+        task = asyncio.get_running_loop().create_task(coroutine, name=coroutine.__qualname__)
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
         return task
 
     def cancel(self) -> None:
         """End all that still runs."""
         for task in self._running:
             task.cancel()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("%s ended: %r", task.get_name(), error)  # whoever needs it waits in vain

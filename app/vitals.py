@@ -12,6 +12,9 @@ QUIET_S = 1.0
 LOST_S = 30.0
 """A lost replica is avoided for so long; by then Serve's routers do not know it any more."""
 
+LATE_S = 1.0
+"""What is heard of a lost replica after so long was not on its way: it lives, but for one call."""
+
 
 class Vitals:
     """By replica id; `hanging` ones come back when they speak. All times are monotonic seconds."""
@@ -25,6 +28,8 @@ class Vitals:
 
     def heard(self, replica_id: str, now: float, step_s: float = 0.0) -> None:
         """It spoke. `step_s`: how long its present step has taken."""
+        if now - self._lost_at.get(replica_id, now) > LATE_S:
+            del self._lost_at[replica_id]
         self._alive_at[replica_id] = max(now - step_s, self._alive_at.get(replica_id, 0.0))
         if step_s < self._hang_s:
             self.hanging.discard(replica_id)
@@ -40,6 +45,10 @@ class Vitals:
         """No request should go there."""
         self._lost_at = {k: at for k, at in self._lost_at.items() if now - at < LOST_S}
         return frozenset((*self.hanging, *self._lost_at))
+
+    def gone(self, now: float) -> set[str]:
+        """From where requests should be taken away, if they have not noticed themselves."""
+        return self.hanging.union(k for k, at in self._lost_at.items() if now - at > LATE_S)
 
     def watch(self, places: Iterable[str], now: float) -> list[str]:
         """Look after the replicas that have work of ours. Answers those found to hang just now."""

@@ -51,7 +51,7 @@ class LLMReplica:
     async def submit(self, submission: Submission, _: Route, tokens: Sequence[int]) -> Outcome:
         """Run a request, from its output `tokens` on if it has some: its instance was lost.
 
-        Stays open until the request leaves this replica, and says how.
+        Stays open until the request leaves this replica, and says how. The Route is for the router.
         """
         return await self._llumlet.submit(submission, tokens)
 

@@ -25,6 +25,10 @@ for as long as that may take.
 """
 
 
+PIN_RETRY_S = 1.0
+"""For so long a call pinned to a replica that could not be reached fails at once. Serve would send
+it there again and again, without a pause."""
+
 UNREACHABLE_S = 10.0
 """A replica that could not be reached is avoided; until then Serve has found out that it is dead.
 Otherwise each retry, with a longer pause each time, might go to the next dead one: the freest.
@@ -97,12 +101,14 @@ class FleetRouter(RequestRouter):
         self._unreachable = {**known, replica_id.unique_id: now}
         super().on_replica_actor_unavailable(replica_id)
 
-    def _avoided(self, route: Route) -> frozenset[str]:
-        now = time.monotonic()
-        lost = (each for each, at in self._unreachable.items() if now - at < UNREACHABLE_S)
-        return route.avoid.union(lost)
+    def _is_unreachable(self, replica_id: str, within_s: float = UNREACHABLE_S) -> bool:
+        at = self._unreachable.get(replica_id)
+        return at is not None and time.monotonic() - at < within_s
 
     def _pinned(self, pin: str, pending_request: PendingRequest) -> RunningReplica | None:
+        if self._is_unreachable(pin, PIN_RETRY_S):
+            self._fail(pending_request, ReplicaGone(f"replica {pin} cannot be reached"))
+            return None
         for replica_id, replica in self.curr_replicas.items():
             if replica_id.unique_id == pin:
                 return replica
@@ -136,14 +142,14 @@ class FleetRouter(RequestRouter):
             fingerprint,
             submission.priority_class,
             self._headroom_tokens.get(submission.priority_class, 0),
-            self._avoided(route) & by_id.keys(),
+            route.avoid & by_id.keys() | set(filter(self._is_unreachable, by_id)),
         )
         route.chosen = await self._choose(ask, list(by_id))
         self._seconds.observe(time.monotonic() - started)
         return by_id[route.chosen]
 
     async def _choose(self, ask: Ask, candidates: list[str]) -> str:
-        """One that hangs may come back: it is better than none. Raises NoInstance."""
+        """One that may be back is better than none. Raises NoInstance."""
         well = [each for each in candidates if each not in ask.avoid]
         try:
             if well:

@@ -1,4 +1,4 @@
-"""Pair groups from this instance to others: made when first needed, dropped when one fails."""
+"""Pair groups from this instance to others: made when needed, dropped when one fails or idles."""
 
 import asyncio
 import itertools
@@ -95,6 +95,7 @@ class Links:
         try:
             await self._job("mig_join", group, 1, self._backend)
         except Exception as error:
+            self._joined.pop(source, None)
             self._leave(group)
             raise CannotMove(f"the link did not come up: {error}") from None
 
@@ -106,6 +107,7 @@ class Links:
         try:
             return await self._job("mig_receive", group, block_ids)
         except BaseException:
+            self._joined.pop(source, None)
             self._leave(group)
             raise
 

@@ -28,7 +28,7 @@ class Fleet:
 
     async def overview(self) -> Overview:
         """GET /fleet; of no replicas while nobody answers."""
-        return await self._get("") or {"replicas": [], "recoveries": 0}
+        return await self._get("") or {"replicas": []}
 
     async def requests(self) -> list[dict[str, Any]]:
         """GET /fleet/requests; none while nobody answers."""

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import psutil
 
+from deployments.messages import INGRESS, REPLICA, SCHEDULER
 from load_tests.cpu import title
 from load_tests.servers import ServerFailed
-
-REPLICA, SCHEDULER, INGRESS = "LLMReplica", "Scheduler", "Ingress"
 
 _DEPLOYMENT = re.compile(r"ray::ServeReplica:\w+:(\w+)(.*)")
 _UP = re.compile(r"instance (\w+) up")

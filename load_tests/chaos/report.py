@@ -164,8 +164,12 @@ def _ttfts(streams: Sequence[Stream]) -> dict[str, float]:
 
 
 def _breaks(outcome: Outcome) -> str:
-    rows = [[str(one.open), str(one.broken), number(one.again_s)] for one in breaks(outcome)]
-    return table(["streams when an ingress was killed", "broken", "next new one after, s"], rows)
+    rows = [
+        [str(one.open), str(one.broken), str(one.refused), number(one.again_s)]
+        for one in breaks(outcome)
+    ]
+    headings = ["streams when an ingress was killed", "broken", "new ones refused"]
+    return table([*headings, "first new one after, s"], rows)
 
 
 def _growth(outcome: Outcome) -> str:

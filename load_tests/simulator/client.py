@@ -93,7 +93,7 @@ class VirtualClient:
         self.moves.append(msgspec.structs.replace(record, at=self.now()))
 
     async def _follow(self, entry: Entry) -> Outcome:
-        """As `FleetClient` does: a call held open at whoever owns the request."""
+        """As `Keeper` does: a call held open at whoever owns the request."""
         submission, delays = entry.submission, self._network.delays
         await asyncio.sleep(delays.submit / 2)
         replica_id = self._choose(submission)

@@ -158,7 +158,7 @@ async def test_a_request_that_is_lost_before_its_first_token_is_a_503(world: Wor
     (response,) = await asyncio.gather(*world.posts)
     assert response.status_code == 503
     assert response.json()["error"]["message"] == (
-        "the request failed: its instance a was lost (ConnectionError); try again"
+        "the request failed: its instance a failed on it (ConnectionError); try again"
     )
     assert other in world.replicas.cancelled
     assert world.forgotten()
@@ -179,7 +179,7 @@ async def test_a_stream_that_is_lost_later_ends_with_the_reason(world: World):
     assert '"text":"A"' in response.text
     *_, error, done = response.text.strip().split("\n\n")
     assert json.loads(error.removeprefix("data: "))["error"] == {
-        "message": "the request failed: its instance a was lost (ConnectionError); try again",
+        "message": "the request failed: its instance a failed on it (ConnectionError); try again",
         "type": "ServiceUnavailableError",
         "param": None,
         "code": 503,

@@ -369,14 +369,37 @@ async def test_a_request_survives_so_many_losses_and_no_more(start, most):
 
 
 @virtually
-@pytest.mark.parametrize("placed", [False, True])
-async def test_without_recovery_a_request_is_lost_with_its_replica(start, placed):
+async def test_without_recovery_a_request_is_lost_with_its_replica(start):
     ingress = start(max_recoveries=0)
-    answer = await (ingress.begin(10) if placed else ingress.add())
-    await at_once()
+    answer = await ingress.begin(10)
     await die(ingress)
     assert failure(answer) == f"the request failed: {died()}; try again"
     assert list(ingress.replicas.submitted) == ["r1"]
+
+
+@virtually
+async def test_without_recovery_what_no_replica_had_is_sent_out_again_nevertheless(start):
+    ingress = start(max_recoveries=0)
+    await ingress.add()
+    await at_once()
+    await die(ingress)
+    await asyncio.sleep(RETRY_PAUSE_S)
+    await at_once()
+    assert list(ingress.replicas.submitted) == ["r1", "r1~2"]
+
+
+@virtually
+async def test_a_source_that_took_the_new_owner_for_dead_and_is_put_right_costs_no_recovery(start):
+    ingress = start()
+    await ingress.begin(10)
+    ingress.replicas.own("r1", "b", first=1)
+    ingress.replicas.send("r1", 1, [66], replica_id="a")
+    await at_once()
+    assert ingress.replicas.aborted == [("a", "r1")]
+    assert ingress.replicas.attached == [("b", "r1")]
+    ingress.replicas.send("r1", 1, [11])
+    await at_once()
+    assert (ingress.tokens["r1"], ingress.shown()["recoveries"]) == ([10, 11], 0)
 
 
 @virtually

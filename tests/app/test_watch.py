@@ -6,8 +6,9 @@ import time
 import pytest
 
 from app.keeper import PLACE_S
-from app.vitals import QUIET_S
+from app.vitals import LATE_S, QUIET_S
 from app.watch import WATCH_S
+from deployments.engine_loop import EngineDead
 from deployments.messages import Route
 from migration.ownership import Outcome
 from tests.app.ingress import Ingress, at_once
@@ -278,4 +279,27 @@ async def test_a_source_that_hangs_after_the_commit_is_not_waited_for(start):
     ingress.replicas.send("r1", 1, [11], last=True)
     await at_once()
     assert ingress.tokens == {"r1": [10, 11]}
+    assert list(ingress.replicas.submitted) == ["r1"]
+
+
+@virtually
+async def test_a_call_that_hangs_at_a_replica_whose_death_others_have_told_of_is_given_up(start):
+    ingress = start(hang_s=HANG_S)
+    await ingress.begin(10)
+    await asyncio.sleep(HANG_S)
+    await ingress.begin(name="other")
+    ingress.replicas.fail("other", EngineDead())
+    await asyncio.sleep(LATE_S + SOON_S)
+    assert list(ingress.replicas.submitted) == ["r1", "other", "other~2", "r1~2"]
+    assert ingress.replicas.routes["r1~2"].chosen == "b"
+
+
+@virtually
+async def test_a_request_with_images_that_has_begun_waits_for_the_one_that_hangs(start):
+    ingress = start(hang_s=HANG_S)
+    await ingress.begin(10)
+    (entry,) = ingress.client.journal.live()
+    entry.continuable = False
+    ingress.replicas.hung = {"a"}
+    await asyncio.sleep(2 * HUNG)
     assert list(ingress.replicas.submitted) == ["r1"]

@@ -10,7 +10,7 @@ import pytest
 from deployments.consult import NoInstance
 from deployments.messages import Ask, Route
 from deployments.pinned import ReplicaGone
-from deployments.router import UNREACHABLE_S, FleetRouter
+from deployments.router import PIN_RETRY_S, UNREACHABLE_S, FleetRouter
 from tests.deployments.fakes import submission
 
 
@@ -147,6 +147,17 @@ async def test_a_pinned_call_goes_to_its_replica_whatever_that_runs(router):
 async def test_a_call_pinned_to_a_replica_that_is_gone_fails_at_once(router):
     with pytest.raises(ReplicaGone, match="z"):
         await router.route("r1", pin="z")
+
+
+async def test_a_call_pinned_to_a_replica_that_could_not_be_reached_fails_for_a_moment(
+    router, monkeypatch
+):
+    router.on_replica_actor_unavailable(Id("a"))
+    with pytest.raises(ReplicaGone, match="a cannot be reached"):
+        await router.route("r1", pin="a")
+    later = time.monotonic() + PIN_RETRY_S
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert await router.route("r1", pin="a") == "a"
 
 
 async def test_other_calls_come_to_every_replica(router):

@@ -178,9 +178,7 @@ async def test_an_engine_that_hangs_loses_its_requests_though_its_process_answer
     async def move() -> None:
         await running.migrate("stuck")
 
-    stream = Stream("hanging on", LONG, "stuck")
-    survivor = asyncio.create_task(stream.run(openai, 50, move))
-    await asyncio.wait([survivor])
+    survivor = await Stream("hanging on", LONG, "stuck").run(openai, 50, move)
 
-    assert survivor.result().result() == undisturbed.result()
+    assert survivor.result() == undisturbed.result()
     assert (await running.request("stuck"))["recoveries"] == 1

@@ -51,12 +51,13 @@ KILL = event(2.0, "ingress", "Ingress")
 HIT = stream(1.0, 2.1, name="hit", error="reset")
 SPARED = stream(1.0, 2.0, 3.0)
 NEXT = stream(2.5, 2.6, 2.7, started=2.2)
+REFUSED = stream(started=2.05, name="refused", error="HTTP 500")
 
 
 def test_the_streams_of_a_killed_ingress_may_break():
-    found = outcome("ingress", [HIT, SPARED, NEXT], [KILL])
+    found = outcome("ingress", [HIT, SPARED, REFUSED, NEXT], [KILL])
     assert found.broken() == []
-    assert breaks(found) == [Break(2, 1, pytest.approx(0.5))]
+    assert breaks(found) == [Break(2, 1, 1, pytest.approx(0.5))]
 
 
 def test_no_others_may():
