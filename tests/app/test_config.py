@@ -249,7 +249,10 @@ def test_a_loaded_configuration_does_not_change():
             args(recovery={"max_recoveries": -1}),
             "recovery.max_recoveries: must be greater than or equal to 0, not -1",
         ),
-        (args(recovery={"hang_s": 1}), "recovery.hang_s: must be greater than or equal to 2, not 1"),
+        (
+            args(recovery={"hang_s": 1}),
+            "recovery.hang_s: must be greater than or equal to 2, not 1",
+        ),
         (
             args(recovery={"max_recovery": 3}),
             "recovery.max_recovery: unknown key; did you mean 'max_recoveries'?",
