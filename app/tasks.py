@@ -16,7 +16,7 @@ class Tasks:
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run it beside the caller."""
-        task = asyncio.get_running_loop().create_task(coroutine, name=coroutine.__qualname__)
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
@@ -28,5 +28,5 @@ class Tasks:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            logger.error("%s ended: %r", task.get_name(), error)  # whoever needs it waits in vain
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("ended with an error, and nobody waits for it: %r", task)

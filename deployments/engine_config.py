@@ -11,7 +11,9 @@ import msgspec
 import vllm
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor import Executor
 
@@ -99,3 +101,27 @@ def start(config: VllmConfig, transfers: int) -> EngineCore:
     core = EngineCore(config, Executor.get_class(config), log_stats=True)
     core.collective_rpc("mig_prepare", args=(transfers,))
     return core
+
+
+def warm_up(core: EngineCore) -> None:
+    """Make one token, with logprobs: what ranks them is compiled when first used.
+
+    That takes seconds, in which nothing else on this instance would get on.
+    """
+    if "generate" not in core.get_supported_tasks():
+        return
+    request = EngineCoreRequest(
+        request_id="warm-up",
+        prompt_token_ids=[0],
+        mm_features=None,
+        sampling_params=SamplingParams(max_tokens=1, logprobs=1),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+    core.add_request(core.preprocess_add_request(request)[0])
+    while core.batch_queue or core.scheduler.has_requests():
+        _, executed = core.step_fn()
+        core.post_step(executed)

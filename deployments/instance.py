@@ -47,6 +47,8 @@ class Instance:
         settings = config.migration
         # In and out, and as many joins and leaves beside them.
         core = engine_config.start(vllm_config, transfers=4 * settings.max_concurrent)
+        if not config.engine.emulated:
+            engine_config.warm_up(core)
         self.hello = Hello(
             vllm_config=frozen,
             max_model_len=vllm_config.model_config.max_model_len,

@@ -13,6 +13,7 @@ from vllm.pooling_params import PoolingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from deployments.engine_config import warm_up
 from migration.protocol.messages import Refused
 from migration.snapshot import CannotMove, Snapshot, Submission, UnknownRequest
 from tests.migration.engines import Engine, history, move, reserve, revive, submission
@@ -343,3 +344,10 @@ def test_a_seed_whose_draws_cannot_be_counted_is_not_revived(
     here.seam.revive(Snapshot(submission(PROMPT), (65, 66)))
     with pytest.raises(CannotMove, match="seeded requests cannot be continued exactly"):
         here.seam.revive(Snapshot(submission(PROMPT, seed=1, temperature=1.0), (65, 66)))
+
+
+def test_an_engine_that_is_warm_holds_nothing_of_it(engines: tuple[Engine, Engine]) -> None:
+    here, _ = engines
+    warm_up(here.core)
+    here.step()
+    assert here.is_clean
