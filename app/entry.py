@@ -17,6 +17,9 @@ from app.stalls import Stalls
 from deployments.messages import Route
 from migration.snapshot import MigrationRecord, Submission
 
+PARAMETERS = 1024
+"""Bytes of a request beside its prompt, more or less."""
+
 HELD_MAX = 4096
 """Outputs kept while an earlier one is missing; more are dropped, and the request then fails."""
 
@@ -35,7 +38,8 @@ class Entry:
     `request_id` is vLLM's; inside the engines its name is `submission.request_id`, another one each
     time that it is submitted. `aliases` are ids that a client may know it by. `answer`: to its HTTP
     request. `continuable`: whether its tokens are all that it takes to go on elsewhere. `tokens`:
-    the output so far, while it is `kept`. `over` is set when it has ended.
+    the output so far, while it is `kept`; `prompt_size`: what its prompt takes, in tokens of four
+    bytes (images have few tokens, and many bytes). `over` is set when it has ended.
     `open`: the call to its replica; `route`: where that went, `sent_at`; `attached`: where it has
     moved; `dropped`: why it was cut off here. `owners`: the replicas that had it since it was
     submitted, each with the number of its first token; `strangers`: others that spoke of it.
@@ -75,8 +79,12 @@ class Entry:
     stalls: Stalls = field(default_factory=Stalls)
     request_id: str = field(init=False)
 
+    prompt_size: int = field(init=False)
+
     def __post_init__(self) -> None:
         self.request_id = self.submission.request_id
+        tokens, octets = self.submission.prompt_tokens, len(self.submission.request)
+        self.prompt_size = max(tokens, (octets - PARAMETERS) // 4)
 
     @property
     def ended(self) -> bool:

@@ -4,11 +4,13 @@ replica.
 
 import asyncio
 import logging
+import sys
 import time
 from typing import Any
 
 import msgspec
 from ray.serve.handle import DeploymentHandle
+from vllm.sampling_params import SamplingType
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.serial_utils import MsgpackEncoder
@@ -35,9 +37,15 @@ logger = logging.getLogger("ray.serve.llumnix")
 
 
 class _Resources:
-    """What AsyncLLM asks of its client's resources: a fleet as such never dies."""
+    """What AsyncLLM asks of its client's resources: a fleet never dies, but its reader may."""
 
-    engine_dead = False
+    def __init__(self, *tasks: "asyncio.Task[Any]") -> None:
+        self._tasks = tasks
+
+    @property
+    def engine_dead(self) -> bool:
+        """Then Serve replaces this ingress."""
+        return any(task.done() for task in self._tasks)
 
 
 class FleetClient(EngineCoreClient):
@@ -55,23 +63,21 @@ class FleetClient(EngineCoreClient):
         recovery: RecoveryConfig,
     ) -> None:
         self.journal = Journal(recovery.max_journal_tokens)
-        self.resources = _Resources()
         self._inbox = inbox
         self._hello = hello
         self._priorities = priorities
         self._gate = gate
-        self._encoder = MsgpackEncoder()
+        self._encoder = MsgpackEncoder(size_threshold=sys.maxsize)  # tensors, too, in one buffer
         self._stats = FleetStats()
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self.endings = Endings(self._outputs)
         self._reader: asyncio.Task[Any] | None = None
         replicas = replicas.options(_by_reference=False)
         self._tasks = Tasks()
-        self._vitals = Vitals(recovery.hang_s, on_lost=self._stats.forget)
+        self._vitals = Vitals(recovery.hang_s)
         self._keeper = Keeper(replicas, self.journal, self._vitals, recovery, self._tasks)
         watch = Watch(replicas, self._keeper, self._vitals, recovery.hang_s, self._tasks)
-        self._tasks.start(self._pump())
-        self._tasks.start(watch.run())
+        self.resources = _Resources(self._tasks.start(self._pump()), self._tasks.start(watch.run()))
 
     @property
     def recoveries(self) -> int:
@@ -136,9 +142,14 @@ class FleetClient(EngineCoreClient):
         aliases = (response_id, context.request_id or response_id)
         now = time.monotonic()
         route = Route(self._vitals.avoid(now))
-        # As `EngineSeam.revive` has it.
-        continuable = not (request.mm_features or request.prompt_embeds is not None)
-        return Entry(submission, aliases, answer, now, route, continuable)
+        return Entry(submission, aliases, answer, now, route, self._is_continuable(request))
+
+    def _is_continuable(self, request: EngineCoreRequest) -> bool:
+        """As `EngineSeam.revive` has it."""
+        params = request.sampling_params
+        seeded = params is not None and params.sampling_type is SamplingType.RANDOM_SEED
+        more_than_tokens = request.mm_features or request.prompt_embeds is not None
+        return not (more_than_tokens or (seeded and not self._hello.can_redraw))
 
     async def _keep(self, entry: Entry) -> None:
         try:
@@ -230,6 +241,8 @@ class FleetClient(EngineCoreClient):
             if entry.ended:
                 self._close(entry)
         if outputs.scheduler_stats is not None:
-            outputs.scheduler_stats = self._stats.merged(step.replica_id, outputs.scheduler_stats)
+            outputs.scheduler_stats = self._stats.merged(
+                step.replica_id, outputs.scheduler_stats, now
+            )
         outputs.outputs, outputs.timestamp = ready, now
         self._outputs.put_nowait(outputs)

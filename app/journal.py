@@ -90,7 +90,7 @@ class Journal:
     def open(self, entry: Entry) -> None:
         """A new request."""
         self._live[entry.request_id] = entry
-        self._kept_tokens += entry.submission.prompt_tokens
+        self._kept_tokens += entry.prompt_size
         if self._kept_tokens > self._max_tokens:
             self._forget(entry)
         for name in entry.aliases:
@@ -122,4 +122,4 @@ class Journal:
         entry.kept, entry.tokens = False, array("i")
         if entry.replicas:
             entry.strip()
-        self._kept_tokens -= entry.submission.prompt_tokens + entry.output_tokens
+        self._kept_tokens -= entry.prompt_size + entry.output_tokens

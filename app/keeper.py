@@ -35,9 +35,9 @@ PLACE_S = 30.0
 """A new request that no instance has owned for this long is refused; one that owns it says so
 between two of its steps."""
 
-RETRY_PAUSE_S = 0.1
-"""Before a request is sent out again that no replica had: all that Serve's routers know may be
-dead, until the controller notices."""
+RETRY_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
+"""Before a request is sent out again that no replica had, at first and at most: all that Serve's
+routers know may be dead, until the controller notices."""
 
 logger = logging.getLogger("ray.serve.llumnix")
 
@@ -186,13 +186,13 @@ class Keeper:
         try:
             entry.open = asyncio.ensure_future(call(handle, method, *arguments))
             outcome: Outcome = await entry.open
-            if outcome.kind not in ("aborted", "unknown"):
+            if outcome.kind == "moved" or not self._is_void(entry, outcome, owners):
                 return outcome
             error: Exception = Lost(f"it was {outcome.kind} at {entry.asked}")
-        except asyncio.CancelledError:
-            if entry.dropped is None:
+        except asyncio.CancelledError as cancelled:
+            if (task := asyncio.current_task()) and task.cancelling():
                 raise
-            error = entry.dropped
+            error = entry.dropped or self._told(entry, cancelled)
         except Exception as raised:  # over gRPC a dead engine's error arrives as it was raised
             error = self._told(entry, raised)
         if len(entry.owners) > owners and isinstance(error, Lost):
@@ -201,7 +201,12 @@ class Keeper:
             return Outcome("moved", entry.place)  # the new owner said so, the old one cannot
         raise error from None
 
-    def _told(self, entry: Entry, error: Exception) -> Exception:
+    def _is_void(self, entry: Entry, outcome: Outcome, owners: int) -> bool:
+        """Whether it did not end with this: nobody wanted it to, or another one had it by then."""
+        former = len(entry.owners) > owners and entry.place != entry.asked
+        return former or outcome.kind in ("aborted", "unknown")
+
+    def _told(self, entry: Entry, error: BaseException) -> Exception:
         """What an open call's error means."""
         if isinstance(error, NoInstance):  # others may be starting
             return error if entry.lost_at is None else Lost(str(error))
@@ -229,7 +234,8 @@ class Keeper:
         elif late := self._overdue(entry, now):
             raise late
         else:
-            await asyncio.sleep(RETRY_PAUSE_S)
+            waited = now - (entry.unplaced_since or now)
+            await asyncio.sleep(min(max(RETRY_PAUSE_S, waited / 4), LONGEST_PAUSE_S))
         entry.route = Route(self._vitals.avoid(time.monotonic()))
 
     def _check(self, entry: Entry, why: str) -> None:

@@ -51,7 +51,7 @@ def _shown(entry: "Entry") -> Shown:
     return Shown(
         entry.submission.request_id,
         entry.submission.fingerprint,
-        entry.replicas[-1] if entry.replicas else None,
+        entry.place if entry.unplaced_since is None else None,
         entry.ended,
         entry.to_json(),
     )

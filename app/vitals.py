@@ -4,7 +4,7 @@ Whatever a replica's step thread sends shows that it lives. One that has been qu
 answer says since when the present step has been running, which is when the engine was last alive.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 QUIET_S = 1.0
 """A replica that has work and said nothing for so long is asked how it is."""
@@ -19,9 +19,8 @@ LATE_S = 1.0
 class Vitals:
     """By replica id; `hanging` ones come back when they speak. All times are monotonic seconds."""
 
-    def __init__(self, hang_s: float, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, hang_s: float) -> None:
         self._hang_s = hang_s
-        self._on_lost = on_lost
         self._alive_at: dict[str, float] = {}
         self.hanging: set[str] = set()
         self._lost_at: dict[str, float] = {}
@@ -39,7 +38,6 @@ class Vitals:
         self._alive_at.pop(replica_id, None)
         self.hanging.discard(replica_id)
         self._lost_at[replica_id] = now
-        self._on_lost(replica_id)
 
     def avoid(self, now: float) -> frozenset[str]:
         """No request should go there."""

@@ -3,8 +3,7 @@
 import asyncio
 import time
 
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from app.keeper import Keeper
@@ -54,7 +53,7 @@ class Watch:
                 step_s: float = await call(pinned(self._replicas, replica_id), "pulse")
         except (RayActorError, ReplicaGone):
             self._vitals.lost(replica_id, time.monotonic())
-        except (RayError, RayServeException, TimeoutError):
+        except Exception:  # gRPC has some of its own
             pass  # by its silence it will be known
         else:
             self._vitals.heard(replica_id, time.monotonic(), step_s)

@@ -49,17 +49,18 @@ class Instance:
         core = engine_config.start(vllm_config, transfers=4 * settings.max_concurrent)
         if not config.engine.emulated:
             engine_config.warm_up(core)
+        self._event_loop = asyncio.get_running_loop()
+        self._metrics = ReplicaMetrics()
+        self._outbox = Outbox(replica_id)
+        self._seam = EngineSeam(core, self._outbox)
         self.hello = Hello(
             vllm_config=frozen,
             max_model_len=vllm_config.model_config.max_model_len,
             num_gpu_blocks=vllm_config.cache_config.num_gpu_blocks or 0,
             supported_tasks=tuple(core.get_supported_tasks()),
             fingerprint=engine_config.fingerprint(config.model, config.engine),
+            can_redraw=self._seam.can_redraw,
         )
-        self._event_loop = asyncio.get_running_loop()
-        self._metrics = ReplicaMetrics()
-        self._outbox = Outbox(replica_id)
-        self._seam = EngineSeam(core, self._outbox)
         self._steps = EngineLoop(core, self._publish, self._on_death)
         self.links = Links(replica_id, self._steps, self._seam, settings.backend)
         self.llumlet = Llumlet(

@@ -146,10 +146,13 @@ class Llumlet:
         owned.unattached_since = None
         return await self._hold(owned)
 
-    async def abort(self, request_id: str) -> None:
-        """Drop a request; if it is just leaving, the new owner is told."""
+    async def abort(self, request_id: str, forwarded: bool = False) -> None:
+        """Drop a request; if it is just leaving, the new owner is told.
+
+        `forwarded`: by a former owner. Where an ingress has attached meanwhile, it knows better.
+        """
         owned = self.owned.get(request_id)
-        if owned is None or owned.aborted:
+        if owned is None or owned.aborted or (forwarded and owned.unattached_since is None):
             return
         owned.aborted = True
         if owned.committing:

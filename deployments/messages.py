@@ -81,6 +81,7 @@ class Hello:
     `vllm_config` is the VllmConfig pickled before the EngineCore was made (after that it drags the
     KV cache along: 1 GB); `max_model_len` and `num_gpu_blocks` are what the engine found out.
     `fingerprint`: of the model and the engine configuration (`engine_config.fingerprint`).
+    `can_redraw`: whether seeded requests can go on from their tokens (`EngineSeam.can_redraw`).
     """
 
     vllm_config: bytes
@@ -88,3 +89,4 @@ class Hello:
     num_gpu_blocks: int
     supported_tasks: tuple[str, ...]
     fingerprint: str
+    can_redraw: bool = True

@@ -89,7 +89,7 @@ class ServePeer:
         return await self._call("cancel", migration_id)
 
     async def abort(self, request_id: str) -> None:
-        await self._call("abort", request_id)
+        await self._call("abort", request_id, True)
 
     async def _call(self, method: str, *args: Any) -> Any:
         try:

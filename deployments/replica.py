@@ -59,9 +59,9 @@ class LLMReplica:
         """Like `submit`, for a request that moved here."""
         return await self._llumlet.attach(request_id)
 
-    async def abort(self, request_id: str) -> None:
+    async def abort(self, request_id: str, forwarded: bool = False) -> None:
         """Drop a request whose client is gone, or that goes on elsewhere."""
-        await self._llumlet.abort(request_id)
+        await self._llumlet.abort(request_id, forwarded)
 
     async def pulse(self) -> float:
         """That this process lives; the answer is how many seconds the present step has taken."""

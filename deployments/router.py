@@ -25,10 +25,6 @@ for as long as that may take.
 """
 
 
-PIN_RETRY_S = 1.0
-"""For so long a call pinned to a replica that could not be reached fails at once. Serve would send
-it there again and again, without a pause."""
-
 UNREACHABLE_S = 10.0
 """A replica that could not be reached is avoided; until then Serve has found out that it is dead.
 Otherwise each retry, with a longer pause each time, might go to the next dead one: the freest.
@@ -96,17 +92,17 @@ class FleetRouter(RequestRouter):
 
     def on_replica_actor_unavailable(self, replica_id: Any) -> None:
         """So a dead replica shows over gRPC."""
-        now = time.monotonic()
+        now = time.time()
         known = {k: at for k, at in self._unreachable.items() if now - at < UNREACHABLE_S}
         self._unreachable = {**known, replica_id.unique_id: now}
         super().on_replica_actor_unavailable(replica_id)
 
-    def _is_unreachable(self, replica_id: str, within_s: float = UNREACHABLE_S) -> bool:
-        at = self._unreachable.get(replica_id)
-        return at is not None and time.monotonic() - at < within_s
+    def _is_unreachable(self, replica_id: str) -> bool:
+        return time.time() - self._unreachable.get(replica_id, 0.0) < UNREACHABLE_S
 
     def _pinned(self, pin: str, pending_request: PendingRequest) -> RunningReplica | None:
-        if self._is_unreachable(pin, PIN_RETRY_S):
+        if self._unreachable.get(pin, 0.0) >= pending_request.created_at:
+            # Serve would try it again and again, without a pause.
             self._fail(pending_request, ReplicaGone(f"replica {pin} cannot be reached"))
             return None
         for replica_id, replica in self.curr_replicas.items():

@@ -254,7 +254,7 @@ class EngineSeam:
         params = request.sampling_params
         if params is None or request.resumable:
             raise CannotMove("only requests that generate from one prompt are continued")
-        if params.sampling_type is SamplingType.RANDOM_SEED and not self._can_redraw:
+        if params.sampling_type is SamplingType.RANDOM_SEED and not self.can_redraw:
             raise CannotMove("seeded requests cannot be continued exactly by this engine's sampler")
         params.prompt_logprobs = None  # they came with the first token
         request.append_output_token_ids(list(snapshot.output_token_ids))
@@ -387,7 +387,7 @@ class EngineSeam:
         return Standing(snapshot, blocks[: self.blocks_for(computed)], growth)
 
     @property
-    def _can_redraw(self) -> bool:
+    def can_redraw(self) -> bool:
         """Whether the number of tokens alone tells how often a seeded request has drawn, and what.
 
         vLLM's V2 runner draws by position, its V1 runner one `torch.randint` a token on CPUs; there

@@ -73,6 +73,7 @@ class Links:
         link = self._links.setdefault(destination, _Link())
         async with link.lock:
             group = await self._connected(link, destination, peer)
+            link.used_at = _now()
             try:
                 return await asyncio.gather(self._job("mig_send", group, block_ids), deliver(group))
             except BaseException:
@@ -95,8 +96,7 @@ class Links:
         try:
             await self._job("mig_join", group, 1, self._backend)
         except Exception as error:
-            self._joined.pop(source, None)
-            self._leave(group)
+            self._part(source, group)
             raise CannotMove(f"the link did not come up: {error}") from None
 
     async def receive(self, group: str, block_ids: list[int]) -> int:
@@ -107,9 +107,14 @@ class Links:
         try:
             return await self._job("mig_receive", group, block_ids)
         except BaseException:
-            self._joined.pop(source, None)
-            self._leave(group)
+            self._part(source, group)
             raise
+
+    def _part(self, source: str, group: str) -> None:
+        """Leave a broken link from another instance, which may have replaced it already."""
+        if (joined := self._joined.get(source)) and joined.group == group:
+            del self._joined[source]
+        self._leave(group)
 
     def expire(self) -> None:
         """Give up the links that are not used."""
@@ -125,7 +130,6 @@ class Links:
 
     async def _connected(self, link: _Link, destination: str, peer: Peer) -> str:
         """The link's group, made if it is not there; under the link's lock."""
-        link.used_at = _now()
         if link.group is None:
             group = f"{self._me}>{destination}#{next(self._names)}"
             try:
@@ -135,7 +139,7 @@ class Links:
             except BaseException:
                 self._leave(group)
                 raise
-            link.group = group
+            link.group, link.used_at = group, _now()
             logger.info("kv link %s up", group)
         return link.group
 

@@ -90,6 +90,9 @@ class VirtualLinks:
         self._kv = kv
         self._locks: Mapping[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
+    def expire(self) -> None:
+        """Idle ones cost nothing here."""
+
     async def warm(self, destination: str, peer: Peer) -> None:
         """Links are always there."""
 

@@ -40,7 +40,7 @@ class Ingress:
         self.client = FleetClient(
             self.replicas.handle,  # type: ignore[arg-type]
             self.replicas.inbox,  # type: ignore[arg-type]
-            SimpleNamespace(fingerprint="fingerprint"),  # type: ignore[arg-type]
+            SimpleNamespace(fingerprint="fingerprint", can_redraw=True),  # type: ignore[arg-type]
             Priorities(classes),
             Gate(classes),
             recovery,

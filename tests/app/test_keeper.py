@@ -6,7 +6,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from vllm.v1.engine import FinishReason
 
-from app.keeper import GAP_S, PLACE_S, RETRY_PAUSE_S
+from app.keeper import GAP_S, LONGEST_PAUSE_S, PLACE_S, RETRY_PAUSE_S
 from app.refusals import Answer
 from app.watch import WATCH_S
 from deployments.consult import NoInstance
@@ -313,7 +313,7 @@ async def test_a_new_request_is_sent_out_again_and_again_but_not_for_ever(start)
     answer = await ingress.add()
     await asyncio.sleep(PLACE_S - 0.1)
     assert answer.refusal is None
-    assert len(ingress.replicas.submitted) == pytest.approx(PLACE_S / RETRY_PAUSE_S, rel=0.05)
+    assert 30 < len(ingress.replicas.submitted) < 50, "with longer and longer pauses"
     await asyncio.sleep(SOON_S)
     assert failure(answer) == "no instance takes the request: none did for 30 s; try again later"
 
@@ -329,7 +329,7 @@ async def test_a_lost_request_waits_for_an_instance_for_some_time(start, dead):
     await die(ingress)
     await asyncio.sleep(49)
     assert answer.refusal is None
-    await asyncio.sleep(1 + SOON_S)
+    await asyncio.sleep(1 + SOON_S + LONGEST_PAUSE_S)
     assert failure(answer) == (
         "the request failed: no instance took it over within 50 s; try again"
     )
@@ -343,7 +343,7 @@ async def test_while_no_instance_takes_requests_a_lost_one_waits(start):
     await die(ingress)
     for number in range(2, 12):
         ingress.replicas.fail(f"r1~{number}", NoInstance("all are draining"))
-        await asyncio.sleep(2 * RETRY_PAUSE_S)
+        await asyncio.sleep(2 * LONGEST_PAUSE_S)
     await ingress.go_on("r1~12", 11)
     assert ingress.tokens == {"r1": [10, 11]}
     assert ingress.shown()["recoveries"] == 1

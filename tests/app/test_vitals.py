@@ -2,21 +2,15 @@
 
 import pytest
 
-from app.vitals import LOST_S, QUIET_S, Vitals
+from app.vitals import LATE_S, LOST_S, QUIET_S, Vitals
 
 HANG_S = 5.0
 
 
 @pytest.fixture
-def lost():
-    """The replicas that were told to be lost."""
-    return []
-
-
-@pytest.fixture
-def vitals(lost):
+def vitals():
     """With a replica `a` that has work since 100 s."""
-    vitals = Vitals(HANG_S, lost.append)
+    vitals = Vitals(HANG_S)
     assert vitals.watch({"a"}, 100) == []
     return vitals
 
@@ -82,9 +76,8 @@ def test_who_gets_work_again_begins_anew(vitals):
     assert list(vitals.quiet(200)) == []
 
 
-def test_who_is_lost_is_avoided_until_nobody_knows_it_any_more(vitals, lost):
+def test_who_is_lost_is_avoided_until_nobody_knows_it_any_more(vitals):
     vitals.lost("a", 104)
-    assert lost == ["a"]
     assert vitals.avoid(104) == vitals.avoid(103 + LOST_S) == {"a"}
     assert vitals.avoid(104 + LOST_S) == frozenset()
 
@@ -101,3 +94,11 @@ def test_nothing_is_held_against_anybody_for_the_time_the_ingress_stood_still(vi
     vitals.overslept(150)
     assert vitals.watch({"a"}, 150 + HANG_S) == []
     assert vitals.watch({"a"}, 151 + HANG_S) == ["a"]
+
+
+def test_what_is_heard_of_a_lost_one_was_on_its_way_unless_it_comes_late(vitals):
+    vitals.lost("a", 104)
+    vitals.heard("a", 104 + LATE_S)
+    assert vitals.gone(105 + LATE_S) == {"a"}
+    vitals.heard("a", 105 + LATE_S)
+    assert (vitals.gone(106 + LATE_S), vitals.avoid(106 + LATE_S)) == (set(), frozenset())
