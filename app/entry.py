@@ -96,6 +96,10 @@ class Entry:
         """Whether it can be submitted again, and go on where it is."""
         return bool(self.submission.request) and (self.continuable or not self.output_tokens)
 
+    def waited(self, now: float) -> float:
+        """Seconds since when no replica has been known to have it."""
+        return now - self.unplaced_since if self.unplaced_since is not None else 0.0
+
     @property
     def place(self) -> str | None:
         """The replica that has it, or that it was sent to."""

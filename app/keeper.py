@@ -138,7 +138,7 @@ class Keeper:
     def _overdue(self, entry: Entry, now: float) -> Exception | None:
         if entry.gap_since is not None and now - entry.gap_since > GAP_S:
             return Lost("a token got lost on its way")
-        waited = now - entry.unplaced_since if entry.unplaced_since is not None else 0.0
+        waited = entry.waited(now)
         if entry.lost_at is None:
             return NoInstance(f"none did for {PLACE_S:.0f} s") if waited > PLACE_S else None
         limit = self._settings.wait_s
@@ -234,8 +234,7 @@ class Keeper:
         elif late := self._overdue(entry, now):
             raise late
         else:
-            waited = now - (entry.unplaced_since or now)
-            await asyncio.sleep(min(max(RETRY_PAUSE_S, waited / 4), LONGEST_PAUSE_S))
+            await asyncio.sleep(min(max(RETRY_PAUSE_S, entry.waited(now) / 4), LONGEST_PAUSE_S))
         entry.route = Route(self._vitals.avoid(time.monotonic()))
 
     def _check(self, entry: Entry, why: str) -> None:
