@@ -234,7 +234,10 @@ class Keeper:
         elif late := self._overdue(entry, now):
             raise late
         else:
-            await asyncio.sleep(min(max(RETRY_PAUSE_S, entry.waited(now) / 4), LONGEST_PAUSE_S))
+            pause_s = RETRY_PAUSE_S * 2 ** (
+                entry.submissions - 2
+            )  # this will be the second, at least
+            await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))
         entry.route = Route(self._vitals.avoid(time.monotonic()))
 
     def _check(self, entry: Entry, why: str) -> None:
