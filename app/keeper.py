@@ -234,9 +234,8 @@ class Keeper:
         elif late := self._overdue(entry, now):
             raise late
         else:
-            pause_s = RETRY_PAUSE_S * 2 ** (
-                entry.submissions - 2
-            )  # this will be the second, at least
+            retries = entry.submissions - 2  # so far
+            pause_s = RETRY_PAUSE_S * 2**retries
             await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))
         entry.route = Route(self._vitals.avoid(time.monotonic()))
 
