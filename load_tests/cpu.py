@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -57,7 +58,7 @@ def title(process: psutil.Process) -> str:
     program = Path(words[0].split(" ")[0]).name
     if not program.startswith("python"):
         return program
-    for word, following in zip(words[1:], [*words[2:], ""], strict=True):
+    for word, following in pairwise([*words[1:], ""]):
         if word == "-m":
             return following
         if word == "-c":
