@@ -35,10 +35,10 @@ test: $(DEV) $(TINY)/config.json ## run the tests (T="tests/app -k config" for s
 	@echo "==> running the tests"
 	@$(BIN)/python -m pytest $(T)
 
-chaos: $(DEV) $(TINY)/config.json ## random moves and kills under load (half an hour)
+chaos: $(DEV) $(TINY)/config.json ## random moves and kills under load (an hour)
 	@echo "==> random moves under load"
 	@$(BIN)/python -m pytest tests/chaos -s
-	@echo "==> kills under load (half an hour of it, for leaks: python -m load_tests.chaos soak)"
+	@echo "==> kills under load (for leaks: python -m load_tests.chaos soak)"
 	@$(BIN)/python -m load_tests.chaos kills-emulated kills-vllm control scheduler ingress
 
 lint: $(DEV) ## ruff and mypy
