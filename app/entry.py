@@ -78,7 +78,6 @@ class Entry:
     output_tokens: int = 0
     stalls: Stalls = field(default_factory=Stalls)
     request_id: str = field(init=False)
-
     prompt_size: int = field(init=False)
 
     def __post_init__(self) -> None:
