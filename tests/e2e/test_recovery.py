@@ -57,7 +57,7 @@ class Answer:
 
     text: dict[int, str] = field(default_factory=dict)
     token_ids: dict[int, list[int]] = field(default_factory=dict)
-    logprobs: dict[int, list[float]] = field(default_factory=dict)
+    logprobs: dict[int, list[float]] = field(default_factory=dict, compare=False)
     finish: dict[int, str] = field(default_factory=dict)
     usage: Any = None
 
@@ -142,6 +142,9 @@ async def test_whatever_runs_on_an_instance_that_is_killed_goes_on_elsewhere(
 
     for kind, answer in survived.items():
         assert answer == undisturbed[kind], kind
+        # In a batch with others the last bits differ.
+        logprobs = undisturbed[kind].logprobs.items()
+        assert answer.logprobs == {at: pytest.approx(each, abs=1e-3) for at, each in logprobs}
     assert stopped.finish == {0: "stop"}
     recovered = await running.request("killed-greedy")
     assert recovered["recoveries"] == 1

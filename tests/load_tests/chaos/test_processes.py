@@ -1,6 +1,7 @@
 """Which process does what, by its title."""
 
-import os
+import subprocess
+import sys
 
 import pytest
 
@@ -33,7 +34,10 @@ def test_usage_is_summed_over_a_role():
 
 
 def test_a_server_without_instances_has_none():
-    here = Processes(os.getpid())
-    assert here.instances() == {}
-    with pytest.raises(ServerFailed, match="no process of x"):
-        here.instance("x")
+    waiting = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(waiting, stdin=subprocess.PIPE) as server:
+        here = Processes(server.pid)
+        assert here.instances() == {}
+        with pytest.raises(ServerFailed, match="no process of x"):
+            here.instance("x")
+        server.kill()
