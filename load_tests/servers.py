@@ -26,6 +26,18 @@ READY_S = 180.0
 STOP_S = 60.0
 """Serve drains first; what still runs after this is killed."""
 
+SMALL_ENGINE = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "block_size": 32,
+    "kv_cache_memory_bytes": 48 << 20,  # 383 blocks
+    "max_model_len": 4096,
+    "max_num_seqs": 32,
+    # No prefill is chunked: with a seeded request that kills plain vLLM on CPU (seeded_prefill.py).
+    "max_num_batched_tokens": 8192,
+}
+"""Engine arguments for the tiny model, where several engines share a machine."""
+
 # One thread for the model in both: Ray gives an actor of one CPU as many, and vLLM would otherwise
 # pin its own to cores that the front end uses as well.
 PLAIN_ENV = {

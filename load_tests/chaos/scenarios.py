@@ -13,7 +13,7 @@ from load_tests.baselines import merge
 from load_tests.chaos.faults import Kind
 from load_tests.chaos.processes import INGRESS, REPLICA
 from load_tests.chaos.workload import MODEL, Workload
-from load_tests.servers import application
+from load_tests.servers import SMALL_ENGINE, application
 
 HANG_S = 5.0
 
@@ -34,23 +34,7 @@ BLOCKS, SLOWER = 512, 4
 in the paper that a move takes long enough to be hit.
 """
 
-VLLM = merge(
-    ARGS,
-    {
-        "model": {
-            "engine_kwargs": {
-                "dtype": "float32",
-                "enforce_eager": True,
-                "block_size": 32,
-                "kv_cache_memory_bytes": 48 << 20,  # 383 blocks
-                "max_model_len": 4096,
-                "max_num_seqs": 32,
-                # No prefill is chunked: see migration/seeded_prefill.py.
-                "max_num_batched_tokens": 8192,
-            }
-        }
-    },
-)
+VLLM = merge(ARGS, {"model": {"engine_kwargs": SMALL_ENGINE}})
 
 
 @dataclass(frozen=True, slots=True)

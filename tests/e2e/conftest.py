@@ -9,20 +9,8 @@ import pytest
 import yaml
 from openai import AsyncOpenAI
 
-from load_tests.servers import PROJECT, Server, fleet, plain_vllm
+from load_tests.servers import PROJECT, SMALL_ENGINE, Server, fleet, plain_vllm
 from tests.e2e.fleet import Fleet
-
-ENGINE = {
-    "dtype": "float32",
-    "enforce_eager": True,
-    "block_size": 32,
-    "kv_cache_memory_bytes": 48 << 20,  # 383 blocks
-    "max_model_len": 4096,
-    "max_num_seqs": 32,
-    # No prefill is chunked: with a seeded request that kills plain vLLM on CPU (seeded_prefill.py).
-    "max_num_batched_tokens": 8192,
-}
-
 
 PRIORITIES = {
     "urgent": {"priority": -20, "api_keys": ["sk-urgent"]},
@@ -79,7 +67,7 @@ def write_config(folder: Path, import_path: str) -> Path:
     model = {
         "model_id": "tiny-llama",
         "model_source": str(PROJECT / "models/tiny-llama"),
-        "engine_kwargs": ENGINE,
+        "engine_kwargs": SMALL_ENGINE,
     }
     application = {"name": "llama", "route_prefix": "/", "import_path": import_path}
     args = {"model": model, "replicas": 2, "priorities": PRIORITIES}

@@ -3,8 +3,6 @@
 Two real engines; all features run at once on one of them, and each request moves by itself.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +12,6 @@ from migration.snapshot import Submission
 from tests.migration.engines import Engine, Move, history, submission
 from tests.migration.features import (
     CONTEXTS,
-    ENGINE,
     FEATURES,
     MOST_OF_THEM,
     ONE_WAY_TO_GO_ON,
@@ -32,20 +29,6 @@ MOVES = {
     "many times": [2, 8, 14, 20, 26, 32],
 }
 """When a request moves: each time it has so many tokens."""
-
-
-@pytest.fixture(scope="module")
-def pair(tiny_llama: Path) -> tuple[Engine, Engine]:
-    return Engine(str(tiny_llama), **ENGINE), Engine(str(tiny_llama), **ENGINE)
-
-
-@pytest.fixture
-def engines(pair: tuple[Engine, Engine]) -> Iterator[tuple[Engine, Engine]]:
-    """Both must be clean after each test: every block, request and runner entry came back."""
-    yield pair
-    for engine in pair:
-        engine.run_out()
-        assert engine.is_clean
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,8 @@ Two real engines; all features run at once on one of them, and each request is l
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +19,6 @@ from migration.snapshot import CannotMove, Snapshot, Submission
 from tests.migration.engines import Engine, history, renewed, revive, submission
 from tests.migration.fakes import Steps
 from tests.migration.features import (
-    ENGINE,
     FEATURES,
     MOST_OF_THEM,
     SEEDED,
@@ -48,20 +46,6 @@ LOSSES = {
 """When a request is lost: each time it has so many tokens."""
 
 GoOn = Callable[[Engine, Submission], Submission]
-
-
-@pytest.fixture(scope="module")
-def pair(tiny_llama: Path) -> tuple[Engine, Engine]:
-    return Engine(str(tiny_llama), **ENGINE), Engine(str(tiny_llama), **ENGINE)
-
-
-@pytest.fixture
-def engines(pair: tuple[Engine, Engine]) -> Iterator[tuple[Engine, Engine]]:
-    """Both must be clean after each test: every block, request and runner entry came back."""
-    yield pair
-    for engine in pair:
-        engine.run_out()
-        assert engine.is_clean
 
 
 @pytest.fixture(scope="module")
