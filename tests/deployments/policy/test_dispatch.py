@@ -33,6 +33,17 @@ def test_freeness_goes_to_the_freest_instance():
     assert chosen("freeness", load("a", 40, 4), load("b", 90, 1), load("c", 30, 2)) == "c"
 
 
+def test_a_new_request_comes_behind_the_whole_queue_and_not_its_head_alone():
+    crowded = load("crowded", 40, 4, waiting=3, head_of_line_blocks=10, due_blocks=200)
+    full = load("full", 70, 4)
+    assert crowded.freeness > full.freeness
+    assert chosen("freeness", crowded, full) == "full"
+
+
+def test_what_prompts_under_way_will_still_take_is_not_free():
+    assert chosen("freeness", load("a", 10, 1, due_blocks=85), load("b", 60, 2)) == "b"
+
+
 def test_freeness_prefers_the_shorter_queue_among_equals():
     queued = load("a", waiting=3, freeness=10.0)
     assert chosen("freeness", queued, load("b", freeness=10.0)) == "b"
