@@ -13,8 +13,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from load_tests import drain_report
 from load_tests.baselines import merge
 from load_tests.client import Completion, Record, connect, open_loop
 from load_tests.drain_report import Phase
+from load_tests.fleet_api import FleetApi
 from load_tests.servers import (
     PROJECT,
     Server,
@@ -57,7 +57,7 @@ LOUD = {"RAY_DEDUP_LOGS": "0"}
 BEGIN_S = 10.0
 """When the load is what it will be."""
 
-PAUSE_S, DEPLOY_S, SETTLE_S = 0.2, 60.0, 300.0
+DEPLOY_S, SETTLE_S = 60.0, 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +95,11 @@ def _completion(number: int) -> Completion:
     return Completion(MODEL, "", rng.randint(*OUTPUT_TOKENS), extra=extra)
 
 
-class Fleet:
+class Fleet(FleetApi):
     """A running fleet: what it says of itself, and new configurations for it."""
 
     def __init__(self, session: aiohttp.ClientSession, server: Server, log: Path) -> None:
-        self.session = session
-        self.url = server.url
+        super().__init__(session, server.url)
         self._log = log
 
     def log(self) -> str:
@@ -130,31 +129,6 @@ class Fleet:
                     await process.wait()
         if process.returncode:
             raise ServerFailed(f"serve deploy failed: {said.decode(errors='replace')[-500:]}")
-
-    async def until(self, instances: int, without: Iterable[str] = ()) -> set[str]:
-        """Wait until so many run and no other is there, nor one of `without`. Answers their ids.
-
-        Raises ServerFailed.
-        """
-        try:
-            async with asyncio.timeout(SETTLE_S):
-                while not settled(states := await self._states(), instances, without):
-                    await asyncio.sleep(PAUSE_S)
-        except TimeoutError:
-            raise ServerFailed(f"no {instances} instances after {SETTLE_S:.0f} s") from None
-        return set(states)
-
-    async def _states(self) -> dict[str, str]:
-        """Of each instance; none while nobody answers."""
-        with suppress(aiohttp.ClientError, TimeoutError, ValueError, KeyError):
-            async with self.session.get(f"{self.url}/fleet") as response:
-                return {r["replica_id"]: r["state"] for r in (await response.json())["replicas"]}
-        return {}
-
-
-def settled(states: Mapping[str, str], instances: int, without: Iterable[str] = ()) -> bool:
-    """Whether a fleet whose instances have these states is what was waited for."""
-    return list(states.values()) == ["running"] * instances and states.keys().isdisjoint(without)
 
 
 def main() -> int:
@@ -195,7 +169,7 @@ async def measure(
     """All events of one fleet."""
     phases: list[Phase] = []
     for event in EVENTS:
-        there = await running.until(INSTANCES)
+        there = await running.until_running(INSTANCES, SETTLE_S)
         if not undisturbed:
             print("==> undisturbed", flush=True)
             arrivals = requests(options.rate, max(options.seconds))
@@ -217,13 +191,13 @@ async def measure(
 
 
 async def _happen(
-    running: Fleet, event: Event, args: Mapping[str, Any], there: Iterable[str]
+    running: Fleet, event: Event, args: Mapping[str, Any], there: Collection[str]
 ) -> float:
     """Deploy it in the middle of the load; the seconds until the fleet is what it asks for."""
     await asyncio.sleep(BEGIN_S)
     began = time.perf_counter()
     await running.deploy(config(merge(args, event.args), event.instances))
-    await running.until(event.instances, there if event.args else ())
+    await running.until_running(event.instances, SETTLE_S, there if event.args else ())
     return time.perf_counter() - began
 
 

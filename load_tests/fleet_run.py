@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import uvloop
 
 from deployments.policy.load import InstanceLoad
 from load_tests.client import Completion, Record, connect, open_loop
+from load_tests.fleet_api import FleetApi, Overview, states
 from load_tests.metrics import percentile
 from load_tests.outcome import REFUSED, Run, Sample, Served
 from load_tests.scenario import Scenario
@@ -64,59 +64,45 @@ async def play(
 ) -> AsyncIterator[Run]:
     """The trace at each of the scenario's rates, once all instances to begin with are up."""
     async with connect(timeout_s=REQUEST_S) as session:
-        watch = Watch(session, server.url)
+        fleet = FleetApi(session, server.url)
         config = scenario.fleet_config(policy)
         # An idle fleet that scales begins to shrink before its last instances are up.
-        await watch.until_up(config.autoscaling.min if config.autoscaling else config.replicas)
+        least = config.autoscaling.min if config.autoscaling else config.replicas
+        await fleet.until(
+            lambda overview: states(overview).count("running") >= least, UP_S, f"{least} instances"
+        )
         for rate in scenario.rates:
             trace = scenario.trace_at(rate)
-            player = Player(session, server.url, scenario, policy, rate)
+            player = Player(fleet, scenario, policy, rate)
             yield await player.play(trace, progress)
 
 
 class Watch:
     """What the admin API tells while a trace is played. Times are those of time.perf_counter."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self._session = session
-        self._url = f"{url}/fleet"
-        self.samples: list[tuple[float, dict[str, Any]]] = []
+    def __init__(self, fleet: FleetApi) -> None:
+        self._fleet = fleet
+        self.samples: list[tuple[float, Overview]] = []
         self.requests: dict[str, dict[str, Any]] = {}
-
-    async def until_up(self, instances: int) -> None:
-        """Wait until so many run. Raises ServerFailed."""
-        try:
-            async with asyncio.timeout(UP_S):
-                while await self._running() < instances:
-                    await asyncio.sleep(1)
-        except TimeoutError:
-            raise ServerFailed(f"not all {instances} instances up after {UP_S:.0f} s") from None
 
     async def look(self) -> None:
         """Sample all loads, for ever. A fleet too busy to answer is asked again."""
         while True:
-            with suppress(aiohttp.ClientError, TimeoutError):
-                self.samples.append((time.perf_counter(), await self._get("")))
+            overview = await self._fleet.overview()
+            if overview["replicas"]:
+                self.samples.append((time.perf_counter(), overview))
             await asyncio.sleep(SAMPLE_S)
 
     async def remember(self) -> None:
         """Keep what is told of requests, for ever: the fleet forgets them."""
         while True:
             await asyncio.sleep(HISTORY_S)
-            with suppress(aiohttp.ClientError, TimeoutError):
+            with suppress(ServerFailed):
                 await self.collect()
 
     async def collect(self) -> None:
-        """What the fleet knows of requests now."""
-        self.requests.update({one["request_id"]: one for one in await self._get("/requests")})
-
-    async def _running(self) -> int:
-        replicas = (await self._get(""))["replicas"]
-        return sum(replica["state"] == "running" for replica in replicas)
-
-    async def _get(self, path: str) -> Any:
-        async with self._session.get(self._url + path) as response:
-            return await response.json()
+        """What the fleet knows of requests now. Raises ServerFailed."""
+        self.requests.update({one["request_id"]: one for one in await self._fleet.requests()})
 
 
 class Player:
@@ -124,18 +110,16 @@ class Player:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
-        url: str,
+        fleet: FleetApi,
         scenario: Scenario,
         policy: str,
         rate: float,
     ) -> None:
-        self._session = session
-        self._url = url
+        self._fleet = fleet
         self._scenario = scenario
         self._policy = policy
         self._rate = rate
-        self._watch = Watch(session, url)
+        self._watch = Watch(fleet)
 
     async def play(self, trace: Sequence[TraceRequest], progress: Callable[[], None]) -> Run:
         """All requests at their times, whatever became of those before."""
@@ -145,7 +129,9 @@ class Player:
             asyncio.create_task(self._watch.look()),
             asyncio.create_task(self._watch.remember()),
         ]
-        records = await open_loop(self._session, self._url, arrivals, lambda _: progress())
+        records = await open_loop(
+            self._fleet.session, self._fleet.url, arrivals, lambda _: progress()
+        )
         duration = time.perf_counter() - start
         for task in watching:
             task.cancel()

@@ -25,6 +25,7 @@ import torch
 import uvloop
 
 from load_tests.client import Completion, connect
+from load_tests.fleet_api import FleetApi, NotMoved
 from load_tests.metrics import percentile
 from load_tests.prompts import random_prompt
 from load_tests.servers import PROJECT, ServerFailed, fleet, heed_signals
@@ -163,50 +164,40 @@ def requests(count: int) -> list[Completion]:
 async def compare(name: str, url: str, todo: Sequence[Completion], replicas: int) -> Result:
     """Run all of them, moved ones too. The first moves connect instances: they are not counted."""
     async with connect() as session, asyncio.timeout(DEADLINE_S):
-        await _until_up(session, url, replicas)
-        await _run_all(session, url, [*todo[:WARM_UPS]] * replicas, "warm-up", moving=True)
-        unmoved = await _run_all(session, url, todo, "unmoved", moving=False)
-        moved = await _run_all(session, url, todo, "moved", moving=True)
+        fleet = FleetApi(session, url)
+        await fleet.until_running(replicas, DEADLINE_S)
+        await _run_all(fleet, [*todo[:WARM_UPS]] * replicas, "warm-up", moving=True)
+        unmoved = await _run_all(fleet, todo, "unmoved", moving=False)
+        moved = await _run_all(fleet, todo, "moved", moving=True)
     return Result(name, unmoved, moved)
 
 
-async def _until_up(session: aiohttp.ClientSession, url: str, replicas: int) -> None:
-    while True:
-        async with session.get(f"{url}/fleet") as response:
-            states = [replica["state"] for replica in (await response.json())["replicas"]]
-        if states == ["running"] * replicas:
-            return
-        await asyncio.sleep(PAUSE_S)
-
-
 async def _run_all(
-    session: aiohttp.ClientSession, url: str, todo: Iterable[Completion], name: str, moving: bool
+    fleet: FleetApi, todo: Iterable[Completion], name: str, moving: bool
 ) -> list[Run]:
     slots, rng = asyncio.Semaphore(AT_ONCE), random.Random(7)
 
     async def one(number: int, request: Completion, at: int | None) -> Run:
         async with slots:
-            return await stream(session, url, request, f"{name}-{number}", at)
+            return await stream(fleet, request, f"{name}-{number}", at)
 
     # In the first half of the output: no stream ends before it was moved.
     points = ((r, rng.randint(1, r.output_tokens // 2) if moving else None) for r in todo)
     return await asyncio.gather(*(one(i, request, at) for i, (request, at) in enumerate(points)))
 
 
-async def stream(
-    session: aiohttp.ClientSession, url: str, request: Completion, name: str, at: int | None
-) -> Run:
+async def stream(fleet: FleetApi, request: Completion, name: str, at: int | None) -> Run:
     """Read one to its end; after `at` tokens it is moved."""
     run, moving = Run(), None
-    body, own = request.body(), {"x-request-id": name}
-    async with session.post(f"{url}/v1/completions", json=body, headers=own) as response:
+    body, own, url = request.body(), {"x-request-id": name}, f"{fleet.url}/v1/completions"
+    async with fleet.session.post(url, json=body, headers=own) as response:
         response.raise_for_status()
         async for line in response.content:
             if tokens := tokens_of(line):
                 run.token_ids += tokens
                 run.arrivals.append(time.perf_counter())
             if at is not None and moving is None and len(run.token_ids) >= at:
-                moving = asyncio.create_task(_move(session, url, name, run))
+                moving = asyncio.create_task(_move(fleet, name, run))
     if moving is not None:
         await moving
     return run
@@ -222,17 +213,19 @@ def tokens_of(line: bytes) -> list[int]:
     return [token for choice in payload["choices"] for token in choice.get("token_ids") or []]
 
 
-async def _move(session: aiohttp.ClientSession, url: str, name: str, run: Run) -> None:
+async def _move(fleet: FleetApi, name: str, run: Run) -> None:
     """Ask until it is done or the stream has ended: a destination may be busy for a moment."""
     while True:
         asked = time.perf_counter()
-        async with session.post(f"{url}/fleet/migrate", json={"request_id": name}) as response:
-            answer = await response.json()
-        if response.status == 200:
-            run.moves.append((answer, time.perf_counter() - asked))
-        if response.status == 200 or "has ended" in answer["error"]["message"]:
+        try:
+            record = await fleet.migrate(name)
+        except NotMoved as error:
+            if "has ended" in str(error):
+                return
+            await asyncio.sleep(PAUSE_S)
+        else:
+            run.moves.append((record, time.perf_counter() - asked))
             return
-        await asyncio.sleep(PAUSE_S)
 
 
 def _options() -> argparse.Namespace:

@@ -141,7 +141,7 @@ async def _round(api: Api, slowdown: Slowdown) -> None:
             await stream.until(BEFORE)
         *others, mover = streams
         for stream, wanted in zip(others, itertools.cycle(replicas), strict=False):
-            if (await api.get(f"/fleet/requests/{stream.id}"))["replicas"][-1] != wanted:
+            if await api.place(stream.id) != wanted:
                 await api.migrate(stream.id, wanted)
         windows = [await _window(api, mover.id, moving) for moving in ORDER]
         if not all(window.moves for window in windows if window.moving):

@@ -4,11 +4,11 @@ import asyncio
 import itertools
 import random
 import time
-from typing import Any
 
 import aiohttp
 
 from load_tests.client import Completion, Events
+from load_tests.fleet_api import FleetApi, amiss
 from load_tests.prompts import random_prompt
 from load_tests.servers import ServerFailed
 
@@ -20,35 +20,23 @@ ROOM_TOKENS = 292
 PAUSE_S, DEADLINE_S = 0.03, 120.0
 
 
-class Api:
+class Api(FleetApi):
     """A client of one fleet. It makes another prompt for each stream."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self.session, self.url = session, url
+        super().__init__(session, url)
         self._rng = random.Random(0)
         self._names = itertools.count()
 
-    async def get(self, path: str) -> Any:
-        """JSON of a GET."""
-        return await (await self.session.get(self.url + path)).json()
-
-    async def migrate(self, request_id: str, to: str | None = None) -> Any:
-        """The record of a move. Raises ServerFailed where it was not made."""
-        body = {"request_id": request_id, "destination": to}
-        async with self.session.post(f"{self.url}/fleet/migrate", json=body) as response:
-            if response.status == 200:
-                return await response.json()
-            raise ServerFailed(f"{request_id} was not moved: {await response.text()}")
-
     async def until_idle(self) -> list[str]:
-        """Wait until both instances are up and no request is left. Answers their ids."""
-        async with asyncio.timeout(DEADLINE_S):
-            while True:
-                replicas = (await self.get("/fleet"))["replicas"]
-                busy = any(r["running"] or r["waiting"] or r["blocks_used"] for r in replicas)
-                if [r["state"] for r in replicas] == ["running"] * 2 and not busy:
-                    return [r["replica_id"] for r in replicas]
-                await asyncio.sleep(PAUSE_S)
+        """Wait until both instances are up and no request is left. Answers their ids.
+
+        Raises ServerFailed.
+        """
+        idle = await self.until(
+            lambda overview: not amiss(overview, 2), DEADLINE_S, "two idle instances"
+        )
+        return [each["replica_id"] for each in idle["replicas"]]
 
     def stream(self, context: int) -> "Stream":
         """With a prompt as long as the context, or a bit shorter where the output needs room."""

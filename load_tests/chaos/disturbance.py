@@ -5,12 +5,12 @@ import time
 from collections.abc import Sequence
 
 from load_tests.chaos.crowd import Crowd
-from load_tests.chaos.fleet import Fleet
 from load_tests.chaos.injector import Injector
 from load_tests.chaos.processes import Processes
 from load_tests.chaos.scenarios import Scenario
 from load_tests.chaos.streams import Stream
 from load_tests.chaos.watch import Watch
+from load_tests.fleet_api import FleetApi
 
 AFTER_S = 10.0
 """Users go on for so long after the last fault: new streams must come through."""
@@ -26,7 +26,7 @@ class Disturbance:
 
     def __init__(
         self,
-        fleet: Fleet,
+        fleet: FleetApi,
         processes: Processes,
         crowd: Crowd,
         scenario: Scenario,

@@ -11,9 +11,9 @@ import psutil
 
 from load_tests.chaos.crowd import Crowd
 from load_tests.chaos.faults import TAKES, Event, Fault, Kind, picked, plan
-from load_tests.chaos.fleet import Fleet, is_moving, with_work
 from load_tests.chaos.processes import INGRESS, SCHEDULER, Processes
 from load_tests.chaos.scenarios import Scenario
+from load_tests.fleet_api import FleetApi, NotMoved, is_moving, with_work
 from load_tests.servers import ServerFailed
 
 PAUSE_S, BACK_S = 0.3, 180.0
@@ -33,7 +33,7 @@ class Injector:
     """`events`: what happened. `down`: instances that are killed or stopped."""
 
     def __init__(
-        self, fleet: Fleet, processes: Processes, crowd: Crowd, scenario: Scenario, seed: int
+        self, fleet: FleetApi, processes: Processes, crowd: Crowd, scenario: Scenario, seed: int
     ) -> None:
         self.events: list[Event] = []
         self.down: set[str] = set()
@@ -44,7 +44,7 @@ class Injector:
         self._seed = seed
         self._rng = random.Random(f"injector/{seed}")
         self._stopped: dict[str, psutil.Process] = {}
-        self._moves: set[asyncio.Task[str]] = set()
+        self._moves: set[asyncio.Task[None]] = set()
 
     @property
     def kills(self) -> int:
@@ -72,7 +72,7 @@ class Injector:
         while True:
             await asyncio.sleep(MOVE_S)
             if running := self._running():
-                await self._fleet.migrate(self._rng.choice(running))
+                await self._move(self._rng.choice(running))
 
     async def _happen(self, fault: Fault) -> None:
         match fault.kind:
@@ -175,13 +175,18 @@ class Injector:
             await asyncio.sleep(PAUSE_S)
             return None
         destination = self._rng.choice(others)
-        move = asyncio.create_task(self._fleet.migrate(name, destination))
+        move = asyncio.create_task(self._move(name, destination))
         self._moves.add(move)
         move.add_done_callback(self._moves.discard)
         while not move.done():
             if is_moving(await self._fleet.overview(), source, destination):
                 return source, destination
         return None
+
+    async def _move(self, name: str, destination: str | None = None) -> None:
+        """If it can be: it may have ended."""
+        with suppress(NotMoved):
+            await self._fleet.migrate(name, destination)
 
     def _running(self) -> list[str]:
         """Streams that some instance has."""

@@ -8,13 +8,13 @@ import aiohttp
 from load_tests.chaos import workload
 from load_tests.chaos.crowd import Crowd
 from load_tests.chaos.disturbance import Disturbance
-from load_tests.chaos.fleet import Fleet
 from load_tests.chaos.outcome import Outcome
 from load_tests.chaos.pauses import Prefills
 from load_tests.chaos.processes import Processes
 from load_tests.chaos.scenarios import Scenario
 from load_tests.chaos.streams import Stream
 from load_tests.client import Completion
+from load_tests.fleet_api import FleetApi
 from load_tests.servers import Server, ServerFailed
 
 UP_S, SETTLE_S = 300.0, 60.0
@@ -43,7 +43,7 @@ class _Play:
         self._scenario = scenario
         self._seed = seed
         self._pool = workload.pool(scenario.workload, seed)
-        self._fleet = Fleet(session, server.url)
+        self._fleet = FleetApi(session, server.url)
         self._processes = Processes(server.pid)
 
     async def play(self) -> Outcome:

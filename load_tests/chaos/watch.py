@@ -3,13 +3,15 @@
 import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from load_tests.chaos.crowd import Crowd
-from load_tests.chaos.fleet import Fleet, held, states, without
 from load_tests.chaos.growth import Sample
 from load_tests.chaos.processes import Processes
+from load_tests.fleet_api import FleetApi, held, states, without
+from load_tests.servers import ServerFailed
 
 LOOK_S, USAGE_S, PROGRESS_S = 0.25, 10.0, 10.0
 HISTORY_S = 60.0
@@ -32,7 +34,7 @@ class Watch:
     """`looks` and `usage`: what was seen so far. `down`: instances that do not count."""
 
     def __init__(
-        self, fleet: Fleet, processes: Processes, crowd: Crowd, down: Collection[str]
+        self, fleet: FleetApi, processes: Processes, crowd: Crowd, down: Collection[str]
     ) -> None:
         self.looks: list[Look] = []
         self.usage: list[Sample] = []
@@ -80,7 +82,8 @@ class Watch:
     async def _remember(self) -> None:
         while True:
             await asyncio.sleep(HISTORY_S)
-            await self._collect()
+            with suppress(ServerFailed):
+                await self._collect()
 
     async def _say(self, progress: Callable[[], str]) -> None:
         while True:

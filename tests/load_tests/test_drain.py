@@ -88,20 +88,6 @@ def test_an_event_is_a_configuration_that_the_fleet_takes(event):
     assert replaces == (event.name == "rolling update")
 
 
-def test_a_fleet_is_settled_when_exactly_as_many_run_as_were_asked_for():
-    running = dict.fromkeys("ab", "running")
-    assert drain.settled(running, 2)
-    assert not drain.settled(running, 3)
-    assert not drain.settled(running | {"c": "draining"}, 2)
-    assert not drain.settled({}, 2)
-
-
-def test_an_update_is_over_when_every_instance_is_another():
-    running = dict.fromkeys("ab", "running")
-    assert drain.settled(running, 2, without="cd")
-    assert not drain.settled(running, 2, without="bc")
-
-
 def test_a_shorter_load_is_the_beginning_of_a_longer_one():
     short, long = drain.requests(2.0, 5.0), drain.requests(2.0, 20.0)
     assert short == long[: len(short)]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from load_tests.chaos.fleet import held, is_moving, states, with_work, without
 from load_tests.chaos.watch import longest_excess_s
+from load_tests.fleet_api import held, is_moving, settled, states, with_work, without
 from tests.load_tests.chaos.runs import look
 
 
@@ -21,6 +21,9 @@ OVERVIEW = {
         replica("c", state="starting"),
     ]
 }
+
+
+FULL = {"replicas": [replica("a"), replica("b")]}
 
 
 def test_as_many_requests_as_streams_have_one_owner_each():
@@ -52,3 +55,15 @@ def test_a_move_is_seen_at_both_ends():
     assert not is_moving(OVERVIEW, "b", "a")
     assert not is_moving(OVERVIEW, "a", "c")
     assert not is_moving(OVERVIEW, "gone", "b")
+
+
+def test_a_fleet_is_settled_when_exactly_as_many_run_as_were_asked_for():
+    assert settled(FULL, 2)
+    assert not settled(FULL, 3)
+    assert not settled(OVERVIEW, 3)
+    assert not settled({"replicas": []}, 2)
+
+
+def test_an_update_is_over_when_every_instance_is_another():
+    assert settled(FULL, 2, but={"c", "d"})
+    assert not settled(FULL, 2, but={"b", "c"})
