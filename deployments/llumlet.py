@@ -234,7 +234,7 @@ class Llumlet:
         """Hand one request over to the first of the scheduler's targets that has room for one."""
         async with self._choosing:  # until its move has begun, or it would be chosen twice
             for target in filter(self._may_follow, orders.targets):
-                choose = partial(self.survey.choose, self.owned, self.draining, target.room)
+                choose = partial(self.survey.choose, self.owned, self.draining, target)
                 chosen = await self._loop.run(choose)
                 if chosen is not None:
                     break

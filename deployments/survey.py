@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from vllm.v1.request import Request
 
 from deployments.policy.load import InstanceLoad, freeness, headroom_of, virtual_usage
+from deployments.policy.pairing import Target
 from deployments.policy.selection import Movable, choose_request
 from migration.engine_seam import SLACK_TOKENS, EngineSeam
 from migration.ownership import Owned
@@ -63,12 +64,13 @@ class Survey:
             staying=sum(name in headroom for name in classes),
         )
 
-    def choose(self, owned: Mapping[str, Owned], draining: bool, room: float) -> str | None:
-        """The request to hand over, if one fits into `room` blocks."""
+    def choose(self, owned: Mapping[str, Owned], draining: bool, target: Target) -> str | None:
+        """The request to hand over, if one is for this target."""
         growth = len(self._seam.running())  # a block for each, or one of them is preempted soon
         wanted = max(self._demand(self._seam.head_of_line()), growth)
         movable = list(self._movable(owned, draining))
-        return choose_request(movable, room, wanted - self._seam.blocks_free)
+        deficit = wanted - self._seam.blocks_free
+        return choose_request(movable, target.room, deficit, target.before)
 
     def _classes(self, owned: Mapping[str, Owned]) -> list[str]:
         """Of each request here, running or not."""
@@ -107,5 +109,6 @@ class Survey:
                     tokens=request.num_tokens,
                     blocks=self._seam.blocks_for(request.num_tokens + slack),
                     waiting=waiting,
+                    arrived=request.arrival_time,
                     stays=bool(headroom) and not draining,
                 )

@@ -1,5 +1,6 @@
 """Pairing of migration sources with destinations (Llumnix, OSDI'24, §4.4.2)."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,15 @@ class PairingRule:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where an instance hands requests over to, and the KV blocks that one may take there."""
+    """Where an instance hands requests over to, and the KV blocks that one may take there.
+
+    `before`: one that waits may go there if it arrived before this time (Unix seconds). The others
+    would wait there as well, behind a head of line that lacks blocks.
+    """
 
     replica_id: str
     room: float
+    before: float = math.inf
 
 
 Pair = tuple[str, tuple[Target, ...]]
@@ -110,7 +116,8 @@ def _squeeze(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]
         if source is taker or not paired.isdisjoint((source.replica_id, taker.replica_id)):
             return
         paired |= {source.replica_id, taker.replica_id}
-        yield source.replica_id, (Target(taker.replica_id, _spare(taker, rule)),)
+        target = Target(taker.replica_id, _spare(taker, rule), taker.head_of_line_since)
+        yield source.replica_id, (target,)
 
 
 def _is_starving(load: InstanceLoad) -> bool:

@@ -1,5 +1,6 @@
 """Choice of the request that leaves an instance (Llumnix, OSDI'24, §4.4.2)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,8 @@ from dataclasses import dataclass
 class Movable:
     """A request that could migrate now. `priority`: vLLM's, lower is more urgent.
 
-    `blocks`: KV blocks that it would take at the destination; `waiting`: it holds none here.
+    `blocks`: KV blocks that it would take at the destination; `waiting`: it holds none here;
+    `arrived`: at its ingress, in Unix seconds.
     `stays`: it leaves only where blocks are lacking.
     """
 
@@ -17,24 +19,32 @@ class Movable:
     tokens: int
     blocks: int
     waiting: bool
+    arrived: float = 0.0
     stays: bool = False
 
 
-def choose_request(movable: Sequence[Movable], room: float, deficit: int) -> str | None:
+def choose_request(
+    movable: Sequence[Movable], room: float, deficit: int, before: float = math.inf
+) -> str | None:
     """Lower execution priority first, then the shorter one: it is cheapest to move.
 
     `movable` has those that wait in the order of their queue. Requests that wait hold no memory: to
     move one costs nothing and relieves the queue, so they go before running ones of the same
     priority.
 
-    Beyond the paper: only what fits into the destination's `room`, in blocks, is chosen; and where
+    Beyond the paper: only what fits into the destination's `room`, in blocks, is chosen, and of
+    those that wait only what arrived `before`, and so would wait no more there; and where
     `deficit` blocks are lacking here, for the head of line or for those that run to go on, the
     shortest that leaves as many goes, or else the largest: short ones would have to be many.
     Where none are lacking, those with headroom stay: others make way for them here, and would have
     to anew wherever they went.
     """
     leaving = [request for request in movable if deficit > 0 or not request.stays]
-    fitting = [request for request in leaving if request.blocks <= room]
+    fitting = [
+        request
+        for request in leaving
+        if request.blocks <= room and not (request.waiting and request.arrived >= before)
+    ]
     if not fitting:
         return None
     least = max(request.priority for request in fitting)

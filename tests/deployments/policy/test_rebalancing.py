@@ -22,7 +22,7 @@ class Request:
 
 @dataclass(eq=False)
 class Instance:
-    """Its queue is served in order, whenever the head of line fits."""
+    """Its queue is served in order of arrival, the urgent first, whenever the head of line fits."""
 
     name: str
     running: list[Request] = field(default_factory=list)
@@ -55,10 +55,11 @@ class Instance:
         )
 
     def schedule(self) -> None:
+        self.waiting.sort(key=lambda request: (not request.urgent, request.since))
         while self.waiting and self.waiting[0].blocks <= self.free:
             self.running.append(self.waiting.pop(0))
 
-    def give(self, room: float) -> Request | None:
+    def give(self, target: Target) -> Request | None:
         """Chosen as the llumlet does."""
         demand = self.waiting[0].blocks if self.waiting else 0
         movable = [
@@ -68,11 +69,13 @@ class Instance:
                 request.blocks,
                 request.blocks,
                 request in self.waiting,
+                request.since,
                 request.urgent,
             )
             for request in (*self.waiting, *self.running)
         ]
-        name = choose_request(movable, room, max(demand, len(self.running)) - self.free)
+        deficit = max(demand, len(self.running)) - self.free
+        name = choose_request(movable, target.room, deficit, target.before)
         for requests in (self.waiting, self.running):
             for request in requests:
                 if request.name == name:
@@ -86,11 +89,16 @@ def move_once(fleet: dict[str, Instance], source: str, target: Target) -> bool:
     here, there = fleet[source], fleet[target.replica_id]
     before, taker = here.load(), there.load()
     waited = len(here.waiting)
-    request = here.give(target.room)
+    request = here.give(target)
     if request is None:
         return False
     was_blocked = bool(there.waiting) and there.waiting[0].blocks > there.free
-    there.running.append(request)
+    if len(here.waiting) < waited:
+        there.waiting.append(request)
+        there.schedule()
+        assert request in there.running, "it waits there as it did here"
+    else:
+        there.running.append(request)
     assert there.free >= len(there.running), "somebody is preempted there"
     if was_blocked:
         assert there.load().blocks_used > taker.blocks_used, "idle blocks are used"

@@ -1,5 +1,7 @@
 """Which request leaves an instance."""
 
+import math
+
 from deployments.policy.selection import Movable, choose_request
 
 
@@ -9,8 +11,10 @@ def movable(
     return Movable(name, priority, tokens, blocks, waiting, **rest)
 
 
-def chosen(*requests: Movable, room: float = 1000, deficit: int = 0) -> str | None:
-    return choose_request(requests, room, deficit)
+def chosen(
+    *requests: Movable, room: float = 1000, deficit: int = 0, before: float = math.inf
+) -> str | None:
+    return choose_request(requests, room, deficit, before)
 
 
 def test_nothing_movable_nothing_chosen():
@@ -57,6 +61,13 @@ def test_where_none_alone_makes_room_the_largest_that_fits_leaves():
     running = [movable(str(n), tokens=16 * n, blocks=n) for n in (2, 30, 80)]
     assert chosen(*running, deficit=100) == "80"
     assert chosen(*running, deficit=100, room=50) == "30"
+
+
+def test_what_waits_goes_only_where_it_would_come_first():
+    early, late = (movable(n, waiting=True, arrived=at) for n, at in (("early", 10), ("late", 30)))
+    assert chosen(late, early, before=20) == "early"
+    assert chosen(late, movable("runs", arrived=40), before=20) == "runs"
+    assert chosen(late, before=20) is None
 
 
 def test_what_stays_leaves_only_where_blocks_are_lacking():
