@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from load_tests import plots
 from load_tests.report import BACKENDS, number, table
-from load_tests.results import Result, load_all
+from load_tests.results import Result, runs_below
 
 WITH, WITHOUT = "llumnix", "llumnix_base"
 
@@ -72,16 +72,15 @@ def write(folder: Path) -> str:
 def comparisons(folder: Path) -> Iterator[Comparison]:
     """Of all scenarios below `folder`, by backend, scenario and rate."""
     for backend in BACKENDS:
-        for scenario in sorted(path for path in folder.iterdir() if path.is_dir()):
-            cells = load_all(scenario, backend)
-            for (policy, rate), result in cells.items():
-                if policy != WITH or (WITHOUT, rate) not in cells:
-                    continue
-                without = cells[WITHOUT, rate]["priorities"]
-                with_them = result["priorities"]
+        runs = {
+            (scenario, rate, policy): result["priorities"]
+            for scenario, policy, rate, result in runs_below(folder, backend)
+        }
+        for (scenario, rate, policy), with_them in runs.items():
+            if policy == WITH:
+                without = runs.get((scenario, rate, WITHOUT), {})
                 for name in sorted(with_them.keys() & without.keys()):
-                    pair = without[name], with_them[name]
-                    yield Comparison(scenario.name, backend, rate, name, *pair)
+                    yield Comparison(scenario, backend, rate, name, without[name], with_them[name])
 
 
 def gains(found: Sequence[Comparison]) -> str:

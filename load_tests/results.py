@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -51,6 +51,13 @@ def load_all(folder: Path, backend: str) -> Cells:
     results = map(load, sorted(folder.glob(f"{backend}-*.json")))
     cells = {(result["policy"], result["request_rate"]): result for result in results}
     return dict(sorted(cells.items(), key=lambda item: item[0][1]))
+
+
+def runs_below(folder: Path, backend: str) -> Iterator[tuple[str, str, float, Result]]:
+    """(scenario, policy, rate, result) of all scenarios below `folder`, one after the other."""
+    for scenario in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for (policy, rate), result in load_all(scenario, backend).items():
+            yield scenario.name, policy, rate, result
 
 
 def to_json(run: Run) -> Result:

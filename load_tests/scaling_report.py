@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from load_tests import plots
 from load_tests.report import BACKENDS, LLUMNIX, RIVAL, number, table
-from load_tests.results import Result, load_all
+from load_tests.results import Result, runs_below
 
 NOTE = (
     "Instances: those that start, run or drain, mean over time; hours: all of them together. A"
@@ -77,11 +77,10 @@ def write(folder: Path) -> str:
 def costs(folder: Path) -> Iterator[Cost]:
     """Of all scenarios below `folder`."""
     for backend in BACKENDS:
-        for path in sorted(path for path in folder.iterdir() if path.is_dir()):
-            scenario, _, variant = path.name.partition("@")
-            for (policy, rate), result in load_all(path, backend).items():
-                if len(set(present(result))) > 1:
-                    yield Cost(backend, scenario, variant, rate, policy, result)
+        for name, policy, rate, result in runs_below(folder, backend):
+            scenario, _, variant = name.partition("@")
+            if len(set(present(result))) > 1:
+                yield Cost(backend, scenario, variant, rate, policy, result)
 
 
 def present(result: Result) -> list[int]:
