@@ -12,27 +12,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from deployments.departures import Departures
 from deployments.drain import Drain
 from deployments.engine_loop import EngineDead, EngineLoop
 from deployments.messages import Orders, Report
 from deployments.policy.load import InstanceLoad
-from deployments.policy.pairing import Target
 from deployments.survey import Survey
 from migration.destination import MigrateIn
 from migration.engine_seam import EngineSeam
 from migration.ownership import Outcome, Owned
 from migration.protocol.messages import Refused, Reserve, Reserved
-from migration.protocol.timing import PER_PAIR
 from migration.resume import resume
 from migration.snapshot import CannotMove, MigrationRecord, Snapshot, Submission, UnknownRequest
 from migration.source import MigrateOut, Reason
-
-BACKOFF_S = 1.0
-"""After a move that failed, no order to go to the same destination is followed for this time."""
-
-REFUSED_S = 0.1
-"""The same for a drain that was refused: its orders were older than its last move, and the next
-ones, which know of it, are at hand."""
 
 GRAMMAR_S = 10.0
 """For the grammar of a request that was taken over to be compiled; vLLM's own ones take less."""
@@ -63,26 +55,31 @@ class Llumlet:
         self._loop = loop
         self._seam = seam
         self.survey = Survey(replica_id, seam, headroom_tokens)
-        self._max_concurrent = max_concurrent
         self._orphan_s = orphan_s
         self._on_record = on_record
         self._clock = clock
         self._arrived: list[str] = []
-        self._moves: dict[asyncio.Task[MigrationRecord], str] = {}
-        self._choosing = asyncio.Lock()
-        self._obey_after: dict[str, float] = {}
         self._drain = Drain(replica_id, clock)
-        self._out: MigrateOut
+        self._departures = Departures(
+            replica_id,
+            loop,
+            self.survey,
+            self.owned,
+            max_concurrent,
+            self.changed,
+            self._left,
+            clock,
+        )
         self.incoming: MigrateIn
 
     def connect(self, outgoing: MigrateOut, incoming: MigrateIn) -> None:
         """Give it the two sides of migration, which need it in turn."""
-        self._out, self.incoming = outgoing, incoming
+        self._departures.out, self.incoming = outgoing, incoming
 
     @property
     def slots(self) -> int:
         """Moves that may leave this instance at once."""
-        return self._max_concurrent
+        return self._departures.most
 
     @property
     def draining(self) -> bool:
@@ -186,27 +183,8 @@ class Llumlet:
         self, request_id: str, destination: str, reason: Reason
     ) -> MigrationRecord:
         """Move one request. Raises UnknownRequest or CannotMove where it is not even tried."""
-        return await asyncio.shield(self._start(request_id, destination, reason))
-
-    def _start(
-        self, request_id: str, destination: str, reason: Reason
-    ) -> "asyncio.Task[MigrationRecord]":
         owned = self._find(request_id)
-        if owned.migrating:
-            raise CannotMove("the request is already on the move")
-        if destination == self.replica_id:
-            raise CannotMove("the request is there already")
-        if not self._may_move(destination):
-            raise CannotMove(
-                f"{self.replica_id} has {len(self._moves)} requests on the move: it may have"
-                f" {self._max_concurrent}, and {PER_PAIR} to the same instance"
-            )
-        owned.migrating = True  # before the task runs: a second call must see it
-        move = asyncio.create_task(self._move(owned, destination, reason))
-        self._moves[move] = destination
-        self.changed.set()
-        move.add_done_callback(self._moves.pop)
-        return move
+        return await asyncio.shield(self._departures.start(owned, destination, reason))
 
     async def reserve(self, message: Reserve) -> Reserved | Refused:
         """PRE-ALLOC for a request that would move here."""
@@ -216,48 +194,18 @@ class Llumlet:
             return Refused("it runs another model or engine configuration")
         return await self.incoming.reserve(message)
 
-    def _may_move(self, destination: str) -> bool:
-        to_there = sum(other == destination for other in self._moves.values())
-        return len(self._moves) < self._max_concurrent and to_there < PER_PAIR
-
-    async def _move(self, owned: Owned, destination: str, reason: Reason) -> MigrationRecord:
-        record = await self._out.move(owned, destination, reason)
+    def _left(self, owned: Owned, record: MigrationRecord) -> None:
+        """A move of one of them has ended."""
         self.migrations[record.outcome] += 1
         self._on_record(owned.submission, record)
         self._drain.observe(record)
         if owned.outcome.done() and owned.unattached_since is None:
             self._forget(owned)  # else its ingress has yet to ask where it went
         self.changed.set()
-        return record
 
     async def obey(self, orders: Orders, reason: Reason) -> MigrationRecord | None:
-        """Hand one request over to the first of the scheduler's targets that has room for one."""
-        async with self._choosing:  # until its move has begun, or it would be chosen twice
-            for target in filter(self._may_follow, orders.targets):
-                choose = partial(self.survey.choose, self.owned, self.draining, target)
-                chosen = await self._loop.run(choose)
-                if chosen is not None:
-                    break
-            else:
-                return None
-            try:
-                move = self._start(chosen, target.replica_id, reason)
-            except CannotMove:
-                return None
-        record = await asyncio.shield(move)
-        if record.outcome != "completed" and chosen in self.owned:  # else it ended meanwhile
-            late = self.draining and record.outcome == "refused"
-            self._back_off(target.replica_id, REFUSED_S if late else BACKOFF_S)
-        return record
-
-    def _may_follow(self, target: Target) -> bool:
-        backed_off = self._clock() < self._obey_after.get(target.replica_id, 0.0)
-        return self._may_move(target.replica_id) and not backed_off
-
-    def _back_off(self, destination: str, seconds: float) -> None:
-        now = self._clock()
-        waiting = {there: until for there, until in self._obey_after.items() if until > now}
-        self._obey_after = {**waiting, destination: now + seconds}
+        """Hand one request over as the scheduler says, if there is one to."""
+        return await self._departures.obey(orders, self.draining, reason)
 
     async def report(self) -> Report:
         """The present load, and what arrived since the last report."""
@@ -270,7 +218,7 @@ class Llumlet:
         return replace(
             load,
             migrating_in=len(self.incoming),
-            migrating_out=len(self._moves),
+            migrating_out=len(self._departures),
             fingerprint=self._fingerprint,
         )
 
