@@ -37,7 +37,7 @@ class Survey:
         free, total = seam.blocks_free, seam.blocks_total
         head = seam.head_of_line()
         head_blocks = self._demand(head)
-        classes = self._classes(owned)
+        classes, due_blocks = self._all(owned)
         headroom = headroom_of(classes, self._headroom_blocks)
         usage = virtual_usage(
             blocks_used=total - free,
@@ -59,7 +59,7 @@ class Survey:
             head_of_line_since=head.arrival_time if head is not None else 0.0,
             freeness=freeness(total, usage, running, waiting),
             emulation_drift=self.emulation_drift(),
-            due_blocks=self._due_blocks(),
+            due_blocks=due_blocks,
             headroom_blocks=headroom,
             staying=sum(name in headroom for name in classes),
         )
@@ -72,18 +72,16 @@ class Survey:
         deficit = wanted - self._seam.blocks_free
         return choose_request(movable, target.room, deficit, target.before)
 
-    def _classes(self, owned: Mapping[str, Owned]) -> list[str]:
-        """Of each request here, running or not."""
-        known = (owned.get(request_id) for request_id in self._seam.requests())
-        return [one.submission.priority_class for one in known if one is not None]
-
-    def _due_blocks(self) -> int:
-        """What all requests need for the tokens they have, beside what they hold."""
-        size = self._seam.block_size
-        return sum(
-            -(-request.num_tokens // size) + -request.num_computed_tokens // size
-            for request in self._seam.requests().values()
-        )
+    def _all(self, owned: Mapping[str, Owned]) -> tuple[list[str], int]:
+        """Of all requests here, running or not: their classes; the blocks that they need for the
+        tokens they have, beside what they hold.
+        """
+        size, classes, due = self._seam.block_size, [], 0
+        for request_id, request in self._seam.requests().items():
+            due += -(-request.num_tokens // size) + -request.num_computed_tokens // size
+            if known := owned.get(request_id):
+                classes.append(known.submission.priority_class)
+        return classes, due
 
     def _demand(self, head: Request | None) -> int:
         return self._seam.blocks_for(head.num_tokens) if head is not None else 0

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from deployments.engine_loop import EngineDead
 from deployments.departures import BACKOFF_S, REFUSED_S
+from deployments.engine_loop import EngineDead
 from deployments.llumlet import GRAMMAR_S
 from deployments.messages import Orders
 from deployments.policy.pairing import Target
