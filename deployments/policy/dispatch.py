@@ -75,7 +75,7 @@ def by_freeness(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) ->
     A new request joins the end of the queue, so here all of it counts, as in the paper's artifact;
     freeness proper, by which requests move, counts the head of line alone.
     """
-    return max(_turned(loads, turn), key=lambda load: (_freeness_at_the_end(load), -load.waiting))
+    return max(_turned(loads, turn), key=lambda load: (load.freeness_at_the_end, -load.waiting))
 
 
 def by_room(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) -> InstanceLoad:
@@ -126,13 +126,6 @@ def choose(
     candidates = [load for load in loads if load.state == "running"]
     rule = by_room if policy == "freeness" and keeps_headroom else POLICIES[policy]
     return rule(candidates, rng, turn) if candidates else None
-
-
-def _freeness_at_the_end(load: InstanceLoad) -> float:
-    """Freeness once all that is due, of requests in prefill and in the queue, is held."""
-    batch = max(1, load.running + bool(load.waiting))
-    free = load.freeness * batch - (load.due_blocks - load.head_of_line_blocks)
-    return free / max(1, load.running + load.waiting)
 
 
 def _room(load: InstanceLoad) -> int:

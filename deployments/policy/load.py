@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 InstanceState = Literal["starting", "running", "draining"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class InstanceLoad:
     """What an instance tells about itself; all that the global scheduler ever sees of it.
 
@@ -44,6 +45,13 @@ class InstanceLoad:
     def headroom(self) -> int:
         """Blocks kept free for all classes together."""
         return sum(self.headroom_blocks.values())
+
+    @cached_property  # for that it has no slots: a decision looks at it on all instances
+    def freeness_at_the_end(self) -> float:
+        """Freeness once all that is due, of requests in prefill and in the queue, is held."""
+        batch = max(1, self.running + bool(self.waiting))
+        free = self.freeness * batch - (self.due_blocks - self.head_of_line_blocks)
+        return free / max(1, self.running + self.waiting)
 
 
 def headroom_of(classes: Iterable[str], headroom_blocks: Mapping[str, int]) -> dict[str, int]:
