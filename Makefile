@@ -54,8 +54,8 @@ bench: $(DEV) $(TINY)/config.json ## one replica beside plain vLLM; then the sta
 	@echo "==> the scenarios of the paper, simulated"
 	@$(BIN)/python -m load_tests simulate s-s m-m l-l s-l l-s sharegpt burstgpt
 	@echo "==> smaller ones on the real fleet, and simulated"
-	@$(BIN)/python -m load_tests run m-m-4 sharegpt-4 burstgpt-4
-	@$(BIN)/python -m load_tests simulate m-m-4 sharegpt-4 burstgpt-4
+	@$(BIN)/python -m load_tests run l-l-4 sharegpt-4 burstgpt-4
+	@$(BIN)/python -m load_tests simulate l-l-4 sharegpt-4 burstgpt-4
 	@$(BIN)/python -m load_tests report
 
 clean: ## remove .venv, the model, results and caches
