@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import random
 import secrets
 import time
 from typing import Annotated, Any
@@ -18,7 +17,6 @@ from app.fleet_client import FleetClient
 from app.peers import Peers, Shown, shown_by
 from deployments.messages import FleetView
 from deployments.pinned import ReplicaGone, ask, call, pinned
-from deployments.policy import dispatch
 from deployments.policy.load import InstanceLoad
 from migration.snapshot import CannotMove, MigrationRecord
 
@@ -136,10 +134,10 @@ class Fleet:
         view = await self._view()
         loads = view.loads if view else await self._ask_each()
         others = [x for x in loads if x.replica_id != source and x.fingerprint == fingerprint]
-        best = dispatch.choose("freeness", others, random.Random(), 0)
-        if best is None:
+        takers = [x for x in others if x.state == "running"]
+        if not takers:
             raise refusal(409, "no other replica takes requests")
-        return best.replica_id
+        return max(takers, key=lambda load: load.freeness).replica_id
 
     async def _view(self) -> FleetView | None:
         try:

@@ -36,17 +36,19 @@ class Departures:
         loop: EngineLoop,
         survey: Survey,
         owned: Mapping[str, Owned],
+        draining: Callable[[], bool],
         most: int,
         changed: asyncio.Event,
         ended: Callable[[Owned, MigrationRecord], None],
         clock: Callable[[], float],
     ) -> None:
-        self.most = most
-        self.out: MigrateOut
+        self._out: MigrateOut
         self._replica_id = replica_id
         self._loop = loop
         self._survey = survey
         self._owned = owned
+        self._draining = draining
+        self._most = most
         self._changed = changed
         self._ended = ended
         self._clock = clock
@@ -57,6 +59,10 @@ class Departures:
     def __len__(self) -> int:
         return len(self._moves)
 
+    def connect(self, out: MigrateOut) -> None:
+        """Give it the side of migration that makes the moves."""
+        self._out = out
+
     def start(self, owned: Owned, destination: str, reason: Reason) -> Move:
         """Begin to move a request. Raises CannotMove where it is not even tried."""
         if owned.migrating:
@@ -66,7 +72,7 @@ class Departures:
         if not self._may_move(destination):
             raise CannotMove(
                 f"{self._replica_id} has {len(self)} requests on the move: it may have"
-                f" {self.most}, and {PER_PAIR} to the same instance"
+                f" {self._most}, and {PER_PAIR} to the same instance"
             )
         owned.migrating = True  # before the task runs: a second call must see it
         move = asyncio.create_task(self._move(owned, destination, reason))
@@ -75,11 +81,11 @@ class Departures:
         move.add_done_callback(self._moves.pop)
         return move
 
-    async def obey(self, orders: Orders, draining: bool, reason: Reason) -> MigrationRecord | None:
+    async def obey(self, orders: Orders, reason: Reason) -> MigrationRecord | None:
         """Hand one request over to the first of the scheduler's targets that has room for one."""
         async with self._choosing:  # until its move has begun, or it would be chosen twice
             for target in filter(self._may_follow, orders.targets):
-                choose = partial(self._survey.choose, self._owned, draining, target)
+                choose = partial(self._survey.choose, self._owned, self._draining(), target)
                 chosen = await self._loop.run(choose)
                 owned = self._owned.get(chosen) if chosen is not None else None
                 if owned is not None and not owned.outcome.done():
@@ -92,18 +98,18 @@ class Departures:
                 return None
         record = await asyncio.shield(move)
         if record.outcome != "completed" and chosen in self._owned:  # else it ended meanwhile
-            late = draining and record.outcome == "refused"
+            late = self._draining() and record.outcome == "refused"
             self._back_off(target.replica_id, REFUSED_S if late else BACKOFF_S)
         return record
 
     async def _move(self, owned: Owned, destination: str, reason: Reason) -> MigrationRecord:
-        record = await self.out.move(owned, destination, reason)
+        record = await self._out.move(owned, destination, reason)
         self._ended(owned, record)
         return record
 
     def _may_move(self, destination: str) -> bool:
         to_there = sum(other == destination for other in self._moves.values())
-        return len(self) < self.most and to_there < PER_PAIR
+        return len(self) < self._most and to_there < PER_PAIR
 
     def _may_follow(self, target: Target) -> bool:
         backed_off = self._clock() < self._obey_after.get(target.replica_id, 0.0)

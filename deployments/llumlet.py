@@ -59,27 +59,30 @@ class Llumlet:
         self._on_record = on_record
         self._clock = clock
         self._arrived: list[str] = []
+        self._max_concurrent = max_concurrent
         self._drain = Drain(replica_id, clock)
         self._departures = Departures(
             replica_id,
             loop,
             self.survey,
-            self.owned,
-            max_concurrent,
-            self.changed,
-            self._left,
-            clock,
+            owned=self.owned,
+            draining=lambda: self.draining,
+            most=max_concurrent,
+            changed=self.changed,
+            ended=self._left,
+            clock=clock,
         )
         self.incoming: MigrateIn
 
     def connect(self, outgoing: MigrateOut, incoming: MigrateIn) -> None:
         """Give it the two sides of migration, which need it in turn."""
-        self._departures.out, self.incoming = outgoing, incoming
+        self._departures.connect(outgoing)
+        self.incoming = incoming
 
     @property
     def slots(self) -> int:
         """Moves that may leave this instance at once."""
-        return self._departures.most
+        return self._max_concurrent
 
     @property
     def draining(self) -> bool:
@@ -205,7 +208,7 @@ class Llumlet:
 
     async def obey(self, orders: Orders, reason: Reason) -> MigrationRecord | None:
         """Hand one request over as the scheduler says, if there is one to."""
-        return await self._departures.obey(orders, self.draining, reason)
+        return await self._departures.obey(orders, reason)
 
     async def report(self) -> Report:
         """The present load, and what arrived since the last report."""

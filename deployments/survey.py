@@ -37,7 +37,7 @@ class Survey:
         free, total = seam.blocks_free, seam.blocks_total
         head = seam.head_of_line()
         head_blocks = self._demand(head)
-        classes, due_blocks = self._all(owned)
+        classes, due_blocks = self._classes_and_due(owned)
         headroom = headroom_of(classes, self._headroom_blocks)
         usage = virtual_usage(
             blocks_used=total - free,
@@ -57,6 +57,7 @@ class Survey:
             waiting=waiting,
             head_of_line_blocks=head_blocks,
             head_of_line_since=head.arrival_time if head is not None else 0.0,
+            head_of_line_priority=head.priority if head is not None else 0,
             freeness=freeness(total, usage, running, waiting),
             emulation_drift=self.emulation_drift(),
             due_blocks=due_blocks,
@@ -72,7 +73,7 @@ class Survey:
         deficit = wanted - self._seam.blocks_free
         return choose_request(movable, target.room, deficit, target.before)
 
-    def _all(self, owned: Mapping[str, Owned]) -> tuple[list[str], int]:
+    def _classes_and_due(self, owned: Mapping[str, Owned]) -> tuple[list[str], int]:
         """Of all requests here, running or not: their classes; the blocks that they need for the
         tokens they have, beside what they hold.
         """

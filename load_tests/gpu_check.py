@@ -34,7 +34,8 @@ PHASES = {"batch invariant": "1", "as served": "0"}
 """VLLM_BATCH_INVARIANT of each. It pins NCCL to one channel as well, hence its own GB/s."""
 
 NAME, MAX_MODEL_LEN, OUTPUT_TOKENS = "gpu-check", 4096, (150, 400)
-AT_ONCE, WARM_UPS, PAUSE_S, DEADLINE_S = 8, 4, 0.02, 600.0
+AT_ONCE, WARM_UPS, PAUSE_S = 8, 4, 0.02
+UP_S, DEADLINE_S = 300.0, 600.0
 
 HEADING = (
     "| fleet | moved | identical | stages | GB/s | downtime p50, ms | p99, ms | step, ms |\n"
@@ -164,40 +165,38 @@ def requests(count: int) -> list[Completion]:
 async def compare(name: str, url: str, todo: Sequence[Completion], replicas: int) -> Result:
     """Run all of them, moved ones too. The first moves connect instances: they are not counted."""
     async with connect() as session, asyncio.timeout(DEADLINE_S):
-        fleet = FleetApi(session, url)
-        await fleet.until_running(replicas, DEADLINE_S)
-        await _run_all(fleet, [*todo[:WARM_UPS]] * replicas, "warm-up", moving=True)
-        unmoved = await _run_all(fleet, todo, "unmoved", moving=False)
-        moved = await _run_all(fleet, todo, "moved", moving=True)
+        api = FleetApi(session, url)
+        await api.until_running(replicas, UP_S)
+        await _run_all(api, [*todo[:WARM_UPS]] * replicas, "warm-up", moving=True)
+        unmoved = await _run_all(api, todo, "unmoved", moving=False)
+        moved = await _run_all(api, todo, "moved", moving=True)
     return Result(name, unmoved, moved)
 
 
-async def _run_all(
-    fleet: FleetApi, todo: Iterable[Completion], name: str, moving: bool
-) -> list[Run]:
+async def _run_all(api: FleetApi, todo: Iterable[Completion], name: str, moving: bool) -> list[Run]:
     slots, rng = asyncio.Semaphore(AT_ONCE), random.Random(7)
 
     async def one(number: int, request: Completion, at: int | None) -> Run:
         async with slots:
-            return await stream(fleet, request, f"{name}-{number}", at)
+            return await stream(api, request, f"{name}-{number}", at)
 
     # In the first half of the output: no stream ends before it was moved.
     points = ((r, rng.randint(1, r.output_tokens // 2) if moving else None) for r in todo)
     return await asyncio.gather(*(one(i, request, at) for i, (request, at) in enumerate(points)))
 
 
-async def stream(fleet: FleetApi, request: Completion, name: str, at: int | None) -> Run:
+async def stream(api: FleetApi, request: Completion, name: str, at: int | None) -> Run:
     """Read one to its end; after `at` tokens it is moved."""
     run, moving = Run(), None
-    body, own, url = request.body(), {"x-request-id": name}, f"{fleet.url}/v1/completions"
-    async with fleet.session.post(url, json=body, headers=own) as response:
+    body, own, url = request.body(), {"x-request-id": name}, f"{api.url}/v1/completions"
+    async with api.session.post(url, json=body, headers=own) as response:
         response.raise_for_status()
         async for line in response.content:
             if tokens := tokens_of(line):
                 run.token_ids += tokens
                 run.arrivals.append(time.perf_counter())
             if at is not None and moving is None and len(run.token_ids) >= at:
-                moving = asyncio.create_task(_move(fleet, name, run))
+                moving = asyncio.create_task(_move(api, name, run))
     if moving is not None:
         await moving
     return run
@@ -213,12 +212,12 @@ def tokens_of(line: bytes) -> list[int]:
     return [token for choice in payload["choices"] for token in choice.get("token_ids") or []]
 
 
-async def _move(fleet: FleetApi, name: str, run: Run) -> None:
+async def _move(api: FleetApi, name: str, run: Run) -> None:
     """Ask until it is done or the stream has ended: a destination may be busy for a moment."""
     while True:
         asked = time.perf_counter()
         try:
-            record = await fleet.migrate(name)
+            record = await api.migrate(name)
         except NotMoved as error:
             if "has ended" in str(error):
                 return

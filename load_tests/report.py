@@ -5,7 +5,7 @@ from pathlib import Path
 
 from load_tests import plots
 from load_tests.outcome import REFUSED
-from load_tests.results import Cells, Result, load_all
+from load_tests.results import Cells, Result, load_all, scenarios_below
 
 LLUMNIX, RIVAL = "llumnix", "infaas"
 
@@ -103,7 +103,7 @@ def write(folder: Path) -> str:
     Returns a table of each scenario's ratios at its knee.
     """
     rows: list[list[str]] = []
-    for scenario in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for scenario in scenarios_below(folder):
         found = {name: cells for name in BACKENDS if (cells := load_all(scenario, name))}
         if found:
             (scenario / "report.md").write_text(_report(scenario, found))

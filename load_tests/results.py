@@ -53,9 +53,14 @@ def load_all(folder: Path, backend: str) -> Cells:
     return dict(sorted(cells.items(), key=lambda item: item[0][1]))
 
 
+def scenarios_below(folder: Path) -> list[Path]:
+    """Each scenario's folder of results."""
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
 def runs_below(folder: Path, backend: str) -> Iterator[tuple[str, str, float, Result]]:
     """(scenario, policy, rate, result) of all scenarios below `folder`, one after the other."""
-    for scenario in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for scenario in scenarios_below(folder):
         for (policy, rate), result in load_all(scenario, backend).items():
             yield scenario.name, policy, rate, result
 

@@ -48,7 +48,7 @@ PLAIN_ENV = {
 
 
 class ServerFailed(RuntimeError):
-    """It ended or was not ready in time; the message names its log."""
+    """A fleet ended, was not ready in time, or gave no answer; one line says what."""
 
 
 @dataclass(frozen=True, slots=True)

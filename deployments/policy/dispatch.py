@@ -34,7 +34,7 @@ def with_pending(load: InstanceLoad, pending: Sequence[Pending]) -> InstanceLoad
     """The load as it will be once `pending` have arrived.
 
     Without this a burst between two reports would all go to one instance. What fits joins the batch
-    with its whole prompt; from the first that does not fit, it queues (head of line only counts).
+    with its whole prompt; from the first that does not fit, it queues.
     """
     if not pending:
         return load

@@ -15,7 +15,8 @@ class InstanceLoad:
 
     Blocks are KV blocks. `freeness` counts decode steps that the present batch can still make
     before memory runs out; it may be negative, and is -inf for a draining instance.
-    `head_of_line_since`: when that request arrived at its ingress, in Unix seconds.
+    `head_of_line_since`: when that request arrived at its ingress, in Unix seconds;
+    `head_of_line_priority`: vLLM's, lower is more urgent.
     `due_blocks`: what its requests, those that wait included, still need for the tokens they have.
     `headroom_blocks`: what is kept free for each class of its requests that wants headroom;
     `staying`: how many requests of such classes there are.
@@ -32,6 +33,7 @@ class InstanceLoad:
     waiting: int = 0
     head_of_line_blocks: int = 0
     head_of_line_since: float = 0.0
+    head_of_line_priority: int = 0
     freeness: float = 0.0
     migrating_in: int = 0
     migrating_out: int = 0
@@ -48,10 +50,14 @@ class InstanceLoad:
 
     @cached_property  # for that it has no slots: a decision looks at it on all instances
     def freeness_at_the_end(self) -> float:
-        """Freeness once all that is due, of requests in prefill and in the queue, is held."""
+        """Freeness once all that is due, of requests in prefill and in the queue, is held.
+
+        Where that is more than there is, the blocks that are lacking: shared out among ever more
+        requests they would look fewer.
+        """
         batch = max(1, self.running + bool(self.waiting))
         free = self.freeness * batch - (self.due_blocks - self.head_of_line_blocks)
-        return free / max(1, self.running + self.waiting)
+        return free / max(1, self.running + self.waiting) if free > 0 else free
 
 
 def headroom_of(classes: Iterable[str], headroom_blocks: Mapping[str, int]) -> dict[str, int]:

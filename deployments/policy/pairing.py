@@ -28,13 +28,13 @@ class PairingRule:
 class Target:
     """Where an instance hands requests over to, and the KV blocks that one may take there.
 
-    `before`: one that waits may go there if it arrived before this time (Unix seconds). The others
-    would wait there as well, behind a head of line that lacks blocks.
+    `before`: (vLLM's priority, Unix seconds of arrival) of a head of line there that lacks blocks.
+    One that waits here goes there only if it comes before that; or it would wait there as well.
     """
 
     replica_id: str
     room: float
-    before: float = math.inf
+    before: tuple[float, float] = (math.inf, math.inf)
 
 
 Pair = tuple[str, tuple[Target, ...]]
@@ -102,7 +102,8 @@ def _squeeze(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]
     those of the instance whose head of line came last are of use to others. First to one that is
     about to preempt; then to the one whose head of line waits longest, until it fits: what is free
     in pieces becomes free in one place. It cannot go back and forth, because nobody gets older than
-    the one that waits longest, and no request waits for ever.
+    the one that waits longest, and no request waits for ever. Of those that wait, only what comes
+    before the taker's head of line goes along.
     """
     running = [load for load in loads if load.state == "running" and load.running]
     starving = sorted((x for x in running if _is_starving(x)), key=_by(_free))
@@ -116,7 +117,8 @@ def _squeeze(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]
         if source is taker or not paired.isdisjoint((source.replica_id, taker.replica_id)):
             return
         paired |= {source.replica_id, taker.replica_id}
-        target = Target(taker.replica_id, _spare(taker, rule), taker.head_of_line_since)
+        before = taker.head_of_line_priority, taker.head_of_line_since
+        target = Target(taker.replica_id, _spare(taker, rule), before)
         yield source.replica_id, (target,)
 
 

@@ -19,12 +19,15 @@ class Movable:
     tokens: int
     blocks: int
     waiting: bool
-    arrived: float = 0.0
+    arrived: float
     stays: bool = False
 
 
 def choose_request(
-    movable: Sequence[Movable], room: float, deficit: int, before: float = math.inf
+    movable: Sequence[Movable],
+    room: float,
+    deficit: int,
+    before: tuple[float, float] = (math.inf, math.inf),
 ) -> str | None:
     """Lower execution priority first, then the shorter one: it is cheapest to move.
 
@@ -33,7 +36,7 @@ def choose_request(
     priority.
 
     Beyond the paper: only what fits into the destination's `room`, in blocks, is chosen, and of
-    those that wait only what arrived `before`, and so would wait no more there; and where
+    those that wait only what comes `before` that (priority, arrival), and so waits no more. Where
     `deficit` blocks are lacking here, for the head of line or for those that run to go on, the
     shortest that leaves as many goes, or else the largest: short ones would have to be many.
     Where none are lacking, those with headroom stay: others make way for them here, and would have
@@ -43,7 +46,8 @@ def choose_request(
     fitting = [
         request
         for request in leaving
-        if request.blocks <= room and not (request.waiting and request.arrived >= before)
+        if request.blocks <= room
+        and (not request.waiting or (request.priority, request.arrived) < before)
     ]
     if not fitting:
         return None

@@ -13,7 +13,7 @@ from load_tests.chaos.crowd import Crowd
 from load_tests.chaos.faults import TAKES, Event, Fault, Kind, picked, plan
 from load_tests.chaos.processes import INGRESS, SCHEDULER, Processes
 from load_tests.chaos.scenarios import Scenario
-from load_tests.fleet_api import FleetApi, NotMoved, is_moving, with_work
+from load_tests.fleet_api import FleetApi, is_moving, with_work
 from load_tests.servers import ServerFailed
 
 PAUSE_S, BACK_S = 0.3, 180.0
@@ -185,7 +185,7 @@ class Injector:
 
     async def _move(self, name: str, destination: str | None = None) -> None:
         """If it can be: it may have ended."""
-        with suppress(NotMoved):
+        with suppress(ServerFailed):
             await self._fleet.migrate(name, destination)
 
     def _running(self) -> list[str]:

@@ -56,7 +56,8 @@ class Watch:
 
     async def told_of_all(self) -> dict[str, dict[str, Any]]:
         """What the admin API says of each stream, or said before it forgot; by their names."""
-        await self._collect()
+        with suppress(ServerFailed):  # what was told before is worth keeping
+            await self._collect()
         names = {stream.name for stream in self._crowd.streams}
         return {name: told for name, told in self._told.items() if name in names}
 

@@ -480,6 +480,31 @@ async def test_a_drain_that_was_refused_tries_again_with_the_next_orders():
     assert await obeyed(here) == ["r1", "r1"]
 
 
+async def test_a_drain_that_begins_while_a_move_is_refused_tries_again_as_soon():
+    here = Instance()
+    await here.submitted()
+    here.outgoing.outcome = "refused"
+    here.outgoing.may_end.clear()
+    order = asyncio.create_task(here.llumlet.obey(Orders((THERE,)), "balance"))
+    await here.outgoing.begun.wait()
+    here.llumlet.drain(True)
+    here.outgoing.may_end.set()
+    await order
+    here.now += REFUSED_S
+    assert await obeyed(here) == ["r1", "r1"]
+
+
+async def test_what_waits_goes_only_where_it_would_come_first():
+    here = Instance()
+    await here.submitted("waits")
+    here.engine.queue = ["waits"]
+    here.engine.give("waits", num_computed_tokens=0, arrival_time=30.0)
+    await here.llumlet.obey(Orders((replace(THERE, before=(0, 20.0)),)), "balance")
+    assert here.outgoing.moves == []
+    await here.llumlet.obey(Orders((replace(THERE, before=(0, 40.0)),)), "balance")
+    assert [request_id for request_id, *_ in here.outgoing.moves] == ["waits"]
+
+
 async def test_a_request_that_ends_while_it_is_moved_does_not_count_against_the_destination():
     here = Instance()
     for name in ("ends", "stays"):
@@ -540,6 +565,8 @@ async def test_the_load_counts_requests_blocks_headroom_and_the_head_of_line():
     load = await here.llumlet.load()
     assert (load.running, load.waiting) == (1, 2)
     assert (load.head_of_line_blocks, load.head_of_line_since) == (2, 1.0)
+    here.engine.give("waits", priority=-10)
+    assert (await here.llumlet.load()).head_of_line_priority == -10
     assert load.freeness == (100 - 40 - 160 / 16 - 2) / 2
 
 

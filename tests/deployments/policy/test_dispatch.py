@@ -44,6 +44,25 @@ def test_what_prompts_under_way_will_still_take_is_not_free():
     assert chosen("freeness", load("a", 10, 1, due_blocks=85), load("b", 60, 2)) == "b"
 
 
+def test_a_queue_that_grows_never_makes_an_instance_freer():
+    here = load("a", 95, 4, waiting=2, head_of_line_blocks=50, due_blocks=100)
+    longer = with_pending(here, [Pending(2)] * 18)
+    assert longer.freeness_at_the_end < here.freeness_at_the_end < 0
+
+
+def test_a_burst_is_spread_over_instances_that_are_full_too():
+    pending: dict[str, list[Pending]] = {name: [] for name in "abcd"}
+    for turn in range(12):
+        full = [
+            with_pending(load(name, 95, 4, 2, head_of_line_blocks=50, due_blocks=100), there)
+            for name, there in pending.items()
+        ]
+        best = chosen("freeness", *full, turn=turn)
+        assert best is not None
+        pending[best].append(Pending(2))
+    assert [len(there) for there in pending.values()] == [3, 3, 3, 3]
+
+
 def test_freeness_prefers_the_shorter_queue_among_equals():
     queued = load("a", waiting=3, freeness=10.0)
     assert chosen("freeness", queued, load("b", freeness=10.0)) == "b"

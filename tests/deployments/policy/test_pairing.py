@@ -174,11 +174,12 @@ def test_where_nobody_is_free_the_last_to_wait_takes_from_the_one_that_waits_lon
         blocked("c", 800, 230, head_of_line_since=10.0),
     ]
     assert paired(loads) == {"c": "b"}
-    assert pair(loads, RULE)["c"] == (Target("b", 300 - 2 * RULE.in_threshold, before=30.0),)
+    assert pair(loads, RULE)["c"] == (Target("b", 300 - 2 * RULE.in_threshold, before=(0, 30.0)),)
 
 
 def test_what_waits_may_go_wherever_nobody_waits_for_blocks():
-    assert pair([load("a", 1, waiting=5), load("b", 90)], RULE)["a"][0].before == math.inf
+    (target,) = pair([load("a", 1, waiting=5), load("b", 90)], RULE)["a"]
+    assert target.before == (math.inf, math.inf)
 
 
 def test_before_that_comes_one_that_is_about_to_preempt():

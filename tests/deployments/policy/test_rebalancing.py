@@ -49,6 +49,7 @@ class Instance:
             waiting=len(self.waiting),
             head_of_line_blocks=demand,
             head_of_line_since=head.since if head else 0.0,
+            head_of_line_priority=-10 * head.urgent if head else 0,
             freeness=freeness(TOTAL, usage, len(self.running), len(self.waiting)),
             headroom_blocks=kept,
             staying=len(urgent),
@@ -139,3 +140,12 @@ def test_a_fleet_in_which_nothing_else_happens_comes_to_rest(fleet, rule):
         if not any(moved):
             return
     raise AssertionError("requests move for ever")
+
+
+def test_nothing_waits_behind_an_urgent_request_that_came_later():
+    crowded = Instance("a", [Request("r1", 60, 0), Request("r2", 35, 0)], [Request("r3", 12, 1)])
+    urgent = Instance("b", [Request("r4", 46, 0)], [Request("r5", 55, 50, urgent=True)])
+    fleet = {"a": crowded, "b": urgent}
+    pairs = pair([instance.load() for instance in fleet.values()], PairingRule(3, 1, 1))
+    (target,) = pairs["a"]
+    assert not move_once(fleet, "a", target), "only what waits would fit"

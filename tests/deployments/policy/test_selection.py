@@ -8,11 +8,14 @@ from deployments.policy.selection import Movable, choose_request
 def movable(
     name: str, priority: int = 0, tokens: int = 100, blocks: int = 7, waiting: bool = False, **rest
 ) -> Movable:
-    return Movable(name, priority, tokens, blocks, waiting, **rest)
+    return Movable(name, priority, tokens, blocks, waiting, **{"arrived": 0.0} | rest)
 
 
 def chosen(
-    *requests: Movable, room: float = 1000, deficit: int = 0, before: float = math.inf
+    *requests: Movable,
+    room: float = 1000,
+    deficit: int = 0,
+    before: tuple[float, float] = (math.inf, math.inf),
 ) -> str | None:
     return choose_request(requests, room, deficit, before)
 
@@ -65,9 +68,15 @@ def test_where_none_alone_makes_room_the_largest_that_fits_leaves():
 
 def test_what_waits_goes_only_where_it_would_come_first():
     early, late = (movable(n, waiting=True, arrived=at) for n, at in (("early", 10), ("late", 30)))
-    assert chosen(late, early, before=20) == "early"
-    assert chosen(late, movable("runs", arrived=40), before=20) == "runs"
-    assert chosen(late, before=20) is None
+    assert chosen(late, early, before=(0, 20)) == "early"
+    assert chosen(late, movable("runs", arrived=40), before=(0, 20)) == "runs"
+    assert chosen(late, before=(0, 20)) is None
+
+
+def test_the_more_urgent_comes_first_however_late_it_is():
+    urgent = movable("urgent", priority=-10, waiting=True, arrived=30)
+    assert chosen(urgent, before=(0, 20)) == "urgent"
+    assert chosen(movable("normal", waiting=True, arrived=10), before=(-10, 20)) is None
 
 
 def test_what_stays_leaves_only_where_blocks_are_lacking():

@@ -11,6 +11,7 @@ import pytest
 from load_tests.chaos.faults import TAKES
 from load_tests.chaos.injector import BACK_S, BURST, Injector
 from load_tests.chaos.scenarios import SCENARIOS
+from load_tests.fleet_api import NotMoved
 from load_tests.servers import ServerFailed
 from tests.virtual import virtually
 
@@ -51,7 +52,7 @@ class Api:
 
     async def migrate(self, name, destination=None):
         await asyncio.sleep(1)
-        return "completed"
+        raise NotMoved("it has ended")
 
 
 class Users:
