@@ -224,7 +224,7 @@ def test_no_scenario_at_all(tmp_path, text, problem):
 
 def test_no_such_scenario():
     with pytest.raises(
-        ScenarioError, match=r"'x-x' is no scenario.*burstgpt, burstgpt-4, l-l, l-s"
+        ScenarioError, match=r"'x-x' is no scenario.*burstgpt, burstgpt-4, l-l, l-l-4, l-s"
     ):
         load_scenario("x-x")
 
