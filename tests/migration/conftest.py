@@ -1,4 +1,4 @@
-"""Two real engines with room for all features at once."""
+"""Two real engines: with room for all features at once, where a module has no `pair` of its own."""
 
 from collections.abc import Iterator
 from pathlib import Path

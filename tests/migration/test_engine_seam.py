@@ -1,7 +1,6 @@
 """On two real engines: what continues elsewhere is the same request, and nothing is left behind."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,6 @@ LONG = random.Random(4).choices(range(32, 127), k=1500)
 @pytest.fixture(scope="module")
 def pair(tiny_llama: Path) -> tuple[Engine, Engine]:
     return Engine(str(tiny_llama)), Engine(str(tiny_llama))
-
-
-@pytest.fixture
-def engines(pair: tuple[Engine, Engine]) -> Iterator[tuple[Engine, Engine]]:
-    """Both must be clean after each test: every block, request and runner entry came back."""
-    yield pair
-    for engine in pair:
-        engine.run_out()
-        assert engine.is_clean
 
 
 def alone(engine: Engine, prompt: list[int], **sampling: Any) -> Submission:
