@@ -56,13 +56,13 @@ class Watch:
 
     async def told_of_all(self) -> dict[str, dict[str, Any]]:
         """What the admin API says of each stream, or said before it forgot; by their names."""
-        with suppress(ServerFailed):  # what was told before is worth keeping
-            await self._collect()
+        await self._collect()
         names = {stream.name for stream in self._crowd.streams}
         return {name: told for name, told in self._told.items() if name in names}
 
     async def _collect(self) -> None:
-        self._told.update({each["request_id"]: each for each in await self._fleet.requests()})
+        with suppress(ServerFailed):  # what was told before is worth keeping
+            self._told.update({each["request_id"]: each for each in await self._fleet.requests()})
 
     async def _look(self) -> None:
         while True:
@@ -83,8 +83,7 @@ class Watch:
     async def _remember(self) -> None:
         while True:
             await asyncio.sleep(HISTORY_S)
-            with suppress(ServerFailed):
-                await self._collect()
+            await self._collect()
 
     async def _say(self, progress: Callable[[], str]) -> None:
         while True:
