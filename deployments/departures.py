@@ -48,7 +48,7 @@ class Departures:
         self._survey = survey
         self._owned = owned
         self._draining = draining
-        self._most = most
+        self.most = most
         self._changed = changed
         self._ended = ended
         self._clock = clock
@@ -72,7 +72,7 @@ class Departures:
         if not self._may_move(destination):
             raise CannotMove(
                 f"{self._replica_id} has {len(self)} requests on the move: it may have"
-                f" {self._most}, and {PER_PAIR} to the same instance"
+                f" {self.most}, and {PER_PAIR} to the same instance"
             )
         owned.migrating = True  # before the task runs: a second call must see it
         move = asyncio.create_task(self._move(owned, destination, reason))
@@ -109,7 +109,7 @@ class Departures:
 
     def _may_move(self, destination: str) -> bool:
         to_there = sum(other == destination for other in self._moves.values())
-        return len(self) < self._most and to_there < PER_PAIR
+        return len(self) < self.most and to_there < PER_PAIR
 
     def _may_follow(self, target: Target) -> bool:
         backed_off = self._clock() < self._obey_after.get(target.replica_id, 0.0)

@@ -59,7 +59,6 @@ class Llumlet:
         self._on_record = on_record
         self._clock = clock
         self._arrived: list[str] = []
-        self._max_concurrent = max_concurrent
         self._drain = Drain(replica_id, clock)
         self._departures = Departures(
             replica_id,
@@ -82,7 +81,7 @@ class Llumlet:
     @property
     def slots(self) -> int:
         """Moves that may leave this instance at once."""
-        return self._max_concurrent
+        return self._departures.most
 
     @property
     def draining(self) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Self
 
+from deployments.messages import Ask
 from deployments.policy.load import InstanceLoad, freeness
 
 DispatchPolicy = Callable[[Sequence[InstanceLoad], random.Random, int], InstanceLoad]
@@ -25,9 +26,11 @@ class Pending:
     headroom_blocks: int = 0
 
     @classmethod
-    def of(cls, tokens: int, headroom_tokens: int, priority_class: str, block_size: int) -> Self:
-        """A request of so many tokens, where a KV block has `block_size`."""
-        return cls(-(-tokens // block_size), priority_class, -(-headroom_tokens // block_size))
+    def of(cls, ask: Ask, block_size: int) -> Self:
+        """The request of `ask`, where a KV block has `block_size` tokens."""
+        blocks = -(-ask.prompt_tokens // block_size)
+        headroom_blocks = -(-ask.headroom_tokens // block_size)
+        return cls(blocks, ask.priority_class, headroom_blocks)
 
 
 def with_pending(load: InstanceLoad, pending: Sequence[Pending]) -> InstanceLoad:

@@ -112,12 +112,12 @@ class GlobalScheduler:
             for load in self._expected()
             if load.fingerprint == ask.fingerprint and load.replica_id not in ask.avoid
         ]
-        headroom = ask.headroom_tokens
-        best = dispatch.choose(self._policy, alike, self._rng, self._turn, headroom > 0)
+        keeps_headroom = ask.headroom_tokens > 0
+        best = dispatch.choose(self._policy, alike, self._rng, self._turn, keeps_headroom)
         self._turn += 1
         if best is None:
             return None
-        pending = Pending.of(ask.prompt_tokens, headroom, ask.priority_class, best.block_size)
+        pending = Pending.of(ask, best.block_size)
         self._instances[best.replica_id].dispatched(ask.request_id, pending, now)
         return best.replica_id
 

@@ -51,8 +51,6 @@ class LastLoads:
         best = dispatch.choose(self._policy, known, self._rng, self._turn, keeps_headroom)
         if best is None:
             return candidates[self._turn % len(candidates)]
-        pending = Pending.of(
-            ask.prompt_tokens, ask.headroom_tokens, ask.priority_class, best.block_size
-        )
+        pending = Pending.of(ask, best.block_size)
         self._loads[best.replica_id] = dispatch.with_pending(best, [pending])
         return best.replica_id
