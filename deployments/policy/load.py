@@ -55,8 +55,16 @@ class InstanceLoad:
         Where that is more than there is, the blocks that are lacking: shared out among ever more
         requests they would look fewer.
         """
+        return self._at_the_end(given_up=0)
+
+    @property
+    def freeness_without_headroom(self) -> float:
+        """The same if nothing were kept free for anybody."""
+        return self._at_the_end(given_up=self.headroom)
+
+    def _at_the_end(self, given_up: int) -> float:
         batch = max(1, self.running + bool(self.waiting))
-        free = self.freeness * batch - (self.due_blocks - self.head_of_line_blocks)
+        free = self.freeness * batch + given_up - (self.due_blocks - self.head_of_line_blocks)
         return free / max(1, self.running + self.waiting) if free > 0 else free
 
 

@@ -96,9 +96,10 @@ def test_power_of_two_draws_every_instance_now_and_then():
     assert drawn == set("abcd")
 
 
-def with_headroom(name: str, **rest) -> InstanceLoad:
+def with_headroom(name: str, used: int, running: int = 1) -> InstanceLoad:
     """One that has urgent requests and is therefore not free at all."""
-    return load(name, headroom_blocks={"high": 90}, freeness=-5.0, **rest)
+    free = freeness(100, used + 90, running, 0)
+    return load(name, used, running, headroom_blocks={"high": 90}, freeness=free)
 
 
 def roomiest(*loads: InstanceLoad, policy: str = "freeness", turn: int = 0) -> str:
@@ -122,6 +123,17 @@ def test_what_keeps_headroom_takes_turns_among_equals():
 
 def test_other_requests_avoid_what_is_kept_free():
     assert chosen("freeness", load("free", 40, 1), with_headroom("urgent", used=20)) == "free"
+
+
+def test_headroom_yields_where_all_others_are_full():
+    urgent = with_headroom("urgent", used=15)
+    for used, goes_to in ((90, "free"), (96, "urgent")):
+        assert chosen("freeness", load("free", used, 1), urgent) == goes_to
+
+
+def test_full_instances_are_filled_up_where_headroom_has_been_taken_already():
+    taken = with_headroom("urgent", used=99)
+    assert chosen("freeness", taken, load("free", 97, 1)) == "free"
 
 
 def test_policies_that_know_no_freeness_are_the_same_for_all():
