@@ -13,9 +13,6 @@ DispatchPolicy = Callable[[Sequence[InstanceLoad], random.Random, int], Instance
 """(candidates, never empty and always in the same order; randomness; number of requests dispatched
 so far) -> the chosen one."""
 
-CROWDED = 5.0
-"""Freeness, in decode steps, at which an instance is as good as full."""
-
 
 @dataclass(frozen=True, slots=True)
 class Pending:
@@ -81,11 +78,10 @@ def by_freeness(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) ->
     A new request joins the end of the queue, so here all of it counts, as in the paper's artifact;
     freeness proper, by which requests move, counts the head of line alone.
 
-    Beyond the paper, headroom yields once no instance is over CROWDED: what is kept free then is
-    what the others queue for and are preempted for.
+    Beyond the paper, headroom yields where a request would have to queue everywhere else.
     """
     freest = max(_turned(loads, turn), key=lambda load: (load.freeness_at_the_end, -load.waiting))
-    if freest.freeness_at_the_end > CROWDED:
+    if freest.freeness_at_the_end > 0:
         return freest
     yielding = (load for load in _turned(loads, turn) if load.headroom_blocks)
     return max((freest, *yielding), key=lambda load: load.freeness_without_headroom)

@@ -127,13 +127,14 @@ def test_other_requests_avoid_what_is_kept_free():
 
 def test_headroom_yields_where_all_others_are_full():
     urgent = with_headroom("urgent", used=15)
-    for used, goes_to in ((90, "free"), (96, "urgent")):
+    for used, goes_to in ((99, "free"), (100, "urgent")):
         assert chosen("freeness", load("free", used, 1), urgent) == goes_to
 
 
 def test_full_instances_are_filled_up_where_headroom_has_been_taken_already():
-    taken = with_headroom("urgent", used=99)
-    assert chosen("freeness", taken, load("free", 97, 1)) == "free"
+    taken = with_headroom("urgent", used=100)
+    assert chosen("freeness", taken, load("full", 100, 1)) == "full"
+    assert chosen("freeness", taken, load("queue", 100, 1, 1, due_blocks=9)) == "urgent"
 
 
 def test_policies_that_know_no_freeness_are_the_same_for_all():
