@@ -157,7 +157,10 @@ class PriorityClass(Section):
 
     priority: int = Field(default=0, description="vLLM's priority: lower is scheduled earlier")
     headroom_tokens: int = Field(
-        default=0, ge=0, description="KV tokens kept free on an instance that runs such requests"
+        default=0,
+        ge=0,
+        description="KV tokens kept free on an instance that runs such requests, as long as no"
+        " other has to queue for them",
     )
     api_keys: list[NonEmpty] = Field(
         default=[],
