@@ -36,7 +36,7 @@ class Survey:
         running, waiting = seam.counts()
         free, total = seam.blocks_free, seam.blocks_total
         head = seam.head_of_line()
-        head_blocks = self._demand(head)
+        head_blocks = self._lacking(head) if head is not None else 0
         classes, due_blocks = self._classes_and_due(owned)
         headroom = headroom_of(classes, self._headroom_blocks)
         usage = virtual_usage(
@@ -68,24 +68,27 @@ class Survey:
     def choose(self, owned: Mapping[str, Owned], draining: bool, target: Target) -> str | None:
         """The request to hand over, if one is for this target."""
         growth = len(self._seam.running())  # a block for each, or one of them is preempted soon
-        wanted = max(self._demand(self._seam.head_of_line()), growth)
+        head = self._seam.head_of_line()
+        wanted = max(self._lacking(head), growth) if head is not None else growth
         movable = list(self._movable(owned, draining))
         deficit = wanted - self._seam.blocks_free
         return choose_request(movable, target.room, deficit, target.before)
 
     def _classes_and_due(self, owned: Mapping[str, Owned]) -> tuple[list[str], int]:
-        """Of all requests here, running or not: their classes; the blocks that they need for the
-        tokens they have, beside what they hold.
-        """
-        size, classes, due = self._seam.block_size, [], 0
+        """Of all requests here, running or not: their classes, and the blocks that they lack."""
+        classes, due = [], 0
         for request_id, request in self._seam.requests().items():
-            due += -(-request.num_tokens // size) + -request.num_computed_tokens // size
+            due += self._lacking(request)
             if known := owned.get(request_id):
                 classes.append(known.submission.priority_class)
         return classes, due
 
-    def _demand(self, head: Request | None) -> int:
-        return self._seam.blocks_for(head.num_tokens) if head is not None else 0
+    def _lacking(self, request: Request) -> int:
+        """Blocks that it needs for the tokens it has, beside what it holds: one that waits may have
+        moved here and hold nearly all.
+        """
+        held = self._seam.blocks_for(request.num_computed_tokens)
+        return self._seam.blocks_for(request.num_tokens) - held
 
     def _movable(self, owned: Mapping[str, Owned], draining: bool) -> Iterator[Movable]:
         """The requests that a move would serve; those that wait in the order of their queue."""
@@ -100,13 +103,13 @@ class Survey:
             waiting = request.num_computed_tokens == 0
             remaining = request.max_tokens - request.num_output_tokens
             if waiting or remaining >= WORTH_MOVING_TOKENS or draining:
-                slack = 0 if waiting else SLACK_TOKENS
                 headroom = self._headroom_blocks.get(known.submission.priority_class)
                 yield Movable(
                     request_id=request.request_id,
                     priority=request.priority,
                     tokens=request.num_tokens,
-                    blocks=self._seam.blocks_for(request.num_tokens + slack),
+                    blocks=self._seam.blocks_for(request.num_tokens + SLACK_TOKENS),
+                    frees=self._seam.blocks_for(request.num_computed_tokens),
                     waiting=waiting,
                     arrived=request.arrival_time,
                     stays=bool(headroom) and not draining,

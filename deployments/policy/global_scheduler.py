@@ -25,7 +25,7 @@ PENDING_S = 5.0
 
 
 COUNTED_MAX = 1000
-"""Instances whose counts are remembered, so that what they say again is counted once."""
+"""Instances that are gone and may come back: so many are remembered, to count nothing twice."""
 
 SWEEP_INTERVAL_S = 0.05
 """To look for what is silent or late takes time that grows with the fleet, and need not be often.
@@ -135,8 +135,9 @@ class GlobalScheduler:
             {outcome: n - before.get(outcome, 0) for outcome, n in report.migrations.items()}
         )
         self._counted[name] = report.migrations
-        if len(self._counted) > COUNTED_MAX:
-            del self._counted[next(iter(self._counted))]
+        if len(self._counted) > len(self._instances) + COUNTED_MAX:
+            gone = next(known for known in self._counted if known not in self._instances)
+            del self._counted[gone]
 
     def _add(self, instance: _Instance) -> None:
         """In the order of their ids, on which turns are taken."""

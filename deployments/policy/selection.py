@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Movable:
     """A request that could migrate now. `priority`: vLLM's, lower is more urgent.
 
-    `blocks`: KV blocks that it would take at the destination; `waiting`: it holds none here;
-    `arrived`: at its ingress, in Unix seconds.
+    `blocks`: KV blocks that it would take at the destination; `frees`: those that it holds here;
+    `waiting`: it holds none; `arrived`: at its ingress, in Unix seconds.
     `stays`: it leaves only where blocks are lacking.
     """
 
@@ -18,6 +18,7 @@ class Movable:
     priority: int
     tokens: int
     blocks: int
+    frees: int
     waiting: bool
     arrived: float
     stays: bool = False
@@ -54,7 +55,7 @@ def choose_request(
     least = max(request.priority for request in fitting)
     fitting = [request for request in fitting if request.priority == least]
     waiting = [request for request in fitting if request.waiting]
-    enough = [request for request in fitting if request.blocks >= deficit]
+    enough = [request for request in fitting if request.frees >= deficit]
     if waiting:
         return waiting[0].request_id
     if enough:

@@ -560,6 +560,7 @@ async def test_the_load_counts_requests_blocks_headroom_and_the_head_of_line():
     await here.submitted("runs", priority_class="high")
     await here.submitted("waits")
     await here.submitted("waits behind")
+    here.engine.give("waits", num_computed_tokens=0, arrival_time=1.0)
     here.engine.queue = ["waits", "waits behind"]
     here.engine.blocks_free = 60
     load = await here.llumlet.load()
@@ -568,6 +569,14 @@ async def test_the_load_counts_requests_blocks_headroom_and_the_head_of_line():
     here.engine.give("waits", priority=-10)
     assert (await here.llumlet.load()).head_of_line_priority == -10
     assert load.freeness == (100 - 40 - 160 / 16 - 2) / 2
+
+
+async def test_one_that_moved_here_and_waits_for_its_next_step_lacks_nothing():
+    here = Instance()
+    await here.submitted("moved here")
+    here.engine.queue, here.engine.blocks_free = ["moved here"], 98
+    load = await here.llumlet.load()
+    assert (load.waiting, load.head_of_line_blocks, load.freeness) == (1, 0, 98)
 
 
 async def test_an_urgent_request_that_waits_has_its_headroom_before_it_runs():

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 
 from deployments.messages import Ask, Orders, Report
+from deployments.policy import global_scheduler
 from deployments.policy.global_scheduler import (
     PAIRING_INTERVAL_S,
     PENDING_S,
@@ -228,6 +229,15 @@ def test_without_a_rule_nobody_is_ordered_anything():
     fleet = scheduler(rule=None)
     fleet.report(Report(load("free")), now=0)
     assert fleet.report(Report(load("crowded", 99, 1)), now=LATER) == Orders()
+
+
+def test_migrations_are_counted_once_in_a_fleet_of_any_size(monkeypatch):
+    monkeypatch.setattr(global_scheduler, "COUNTED_MAX", 2)
+    fleet = scheduler()
+    for now in (0, 1, 2):
+        for name in "abcdef":
+            fleet.report(Report(load(name), migrations={"completed": 1}), now=now)
+    assert fleet.view(now).migrations == {"completed": 6}
 
 
 def test_migrations_of_the_dead_stay_counted():

@@ -69,6 +69,7 @@ class Instance:
                 -10 * request.urgent,
                 request.blocks,
                 request.blocks,
+                0 if request in self.waiting else request.blocks,
                 request in self.waiting,
                 request.since,
                 request.urgent,

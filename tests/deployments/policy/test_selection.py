@@ -8,7 +8,8 @@ from deployments.policy.selection import Movable, choose_request
 def movable(
     name: str, priority: int = 0, tokens: int = 100, blocks: int = 7, waiting: bool = False, **rest
 ) -> Movable:
-    return Movable(name, priority, tokens, blocks, waiting, **{"arrived": 0.0} | rest)
+    defaults = {"arrived": 0.0, "frees": 0 if waiting else blocks}
+    return Movable(name, priority, tokens, blocks, waiting=waiting, **defaults | rest)
 
 
 def chosen(
@@ -58,6 +59,12 @@ def test_the_shortest_that_makes_room_for_the_head_of_line_leaves():
     sizes = {"small": 2, "enough": 30, "more": 80}
     running = [movable(name, tokens=16 * n, blocks=n) for name, n in sizes.items()]
     assert chosen(*running, deficit=30) == "enough"
+
+
+def test_what_it_takes_there_makes_no_room_here():
+    little = movable("little", tokens=480, blocks=34, frees=30)
+    enough = movable("enough", tokens=510, blocks=36, frees=32)
+    assert chosen(little, enough, deficit=31) == "enough"
 
 
 def test_where_none_alone_makes_room_the_largest_that_fits_leaves():
