@@ -159,8 +159,8 @@ class PriorityClass(Section):
     headroom_tokens: int = Field(
         default=0,
         ge=0,
-        description="KV tokens kept free on an instance that runs such requests, as long as no"
-        " other has to queue for them",
+        description="KV tokens kept free on an instance that runs such requests, as long as"
+        " another one has any left",
     )
     api_keys: list[NonEmpty] = Field(
         default=[],
