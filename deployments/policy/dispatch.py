@@ -78,7 +78,7 @@ def by_freeness(loads: Sequence[InstanceLoad], rng: random.Random, turn: int) ->
     A new request joins the end of the queue, so here all of it counts, as in the paper's artifact;
     freeness proper, by which requests move, counts the head of line alone.
 
-    Beyond the paper, headroom yields where a request would have to queue everywhere else.
+    Beyond the paper, headroom yields where no instance has a block left besides it.
     """
     freest = max(_turned(loads, turn), key=lambda load: (load.freeness_at_the_end, -load.waiting))
     if freest.freeness_at_the_end > 0:
