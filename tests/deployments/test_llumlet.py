@@ -406,10 +406,13 @@ async def test_of_those_that_wait_the_head_of_line_leaves_first_however_little_i
     assert await obeyed(here) == ["head"]
 
 
-async def test_what_does_not_fit_into_the_destination_s_room_stays():
+@pytest.mark.parametrize("queue", [[], ["r1"]], ids=["runs", "waits"])
+async def test_what_does_not_fit_into_the_destination_s_room_stays(queue):
     here = Instance()
     await here.submitted()
-    here.engine.give("r1", num_tokens=320 - SLACK_TOKENS)  # 20 blocks, with what it grows meanwhile
+    # 20 blocks, with what it grows meanwhile
+    here.engine.give("r1", num_tokens=320 - SLACK_TOKENS, num_computed_tokens=0 if queue else 250)
+    here.engine.queue = queue
     assert await obeyed(here, room=19) == []
     assert await obeyed(here, room=20) == ["r1"]
 
