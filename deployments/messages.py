@@ -43,6 +43,11 @@ class Ask:
     headroom_tokens: int = 0
     avoid: frozenset[str] = frozenset()
 
+    @property
+    def keeps_headroom(self) -> bool:
+        """Whether its class does."""
+        return self.headroom_tokens > 0
+
 
 @dataclass(slots=True)
 class Route:

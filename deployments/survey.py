@@ -36,7 +36,7 @@ class Survey:
         running, waiting = seam.counts()
         free, total = seam.blocks_free, seam.blocks_total
         head = seam.head_of_line()
-        head_blocks = self._lacking(head) if head is not None else 0
+        head_blocks = self._lacking(head)
         classes, due_blocks = self._classes_and_due(owned)
         headroom = headroom_of(classes, self._headroom_blocks)
         usage = virtual_usage(
@@ -68,8 +68,7 @@ class Survey:
     def choose(self, owned: Mapping[str, Owned], draining: bool, target: Target) -> str | None:
         """The request to hand over, if one is for this target."""
         growth = len(self._seam.running())  # a block for each, or one of them is preempted soon
-        head = self._seam.head_of_line()
-        wanted = max(self._lacking(head), growth) if head is not None else growth
+        wanted = max(self._lacking(self._seam.head_of_line()), growth)
         movable = list(self._movable(owned, draining))
         deficit = wanted - self._seam.blocks_free
         return choose_request(movable, target.room, deficit, target.before)
@@ -83,10 +82,12 @@ class Survey:
                 classes.append(known.submission.priority_class)
         return classes, due
 
-    def _lacking(self, request: Request) -> int:
+    def _lacking(self, request: Request | None) -> int:
         """Blocks that it needs for the tokens it has, beside what it holds: one that waits may have
-        moved here and hold nearly all.
+        moved here and hold nearly all. 0 where there is none.
         """
+        if request is None:
+            return 0
         held = self._seam.blocks_for(request.num_computed_tokens)
         return self._seam.blocks_for(request.num_tokens) - held
 
@@ -100,17 +101,16 @@ class Survey:
                 self._seam.check_movable(request.request_id)
             except CannotMove:
                 continue
-            waiting = request.num_computed_tokens == 0
+            frees = self._seam.blocks_for(request.num_computed_tokens)
             remaining = request.max_tokens - request.num_output_tokens
-            if waiting or remaining >= WORTH_MOVING_TOKENS or draining:
+            if not frees or remaining >= WORTH_MOVING_TOKENS or draining:
                 headroom = self._headroom_blocks.get(known.submission.priority_class)
                 yield Movable(
                     request_id=request.request_id,
                     priority=request.priority,
                     tokens=request.num_tokens,
                     blocks=self._seam.blocks_for(request.num_tokens + SLACK_TOKENS),
-                    frees=self._seam.blocks_for(request.num_computed_tokens),
-                    waiting=waiting,
+                    frees=frees,
                     arrived=request.arrival_time,
                     stays=bool(headroom) and not draining,
                 )

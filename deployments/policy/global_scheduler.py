@@ -112,8 +112,7 @@ class GlobalScheduler:
             for load in self._expected()
             if load.fingerprint == ask.fingerprint and load.replica_id not in ask.avoid
         ]
-        keeps_headroom = ask.headroom_tokens > 0
-        best = dispatch.choose(self._policy, alike, self._rng, self._turn, keeps_headroom)
+        best = dispatch.choose(self._policy, alike, self._rng, self._turn, ask.keeps_headroom)
         self._turn += 1
         if best is None:
             return None

@@ -47,8 +47,7 @@ class LastLoads:
         self._turn += 1
         candidates = self.not_draining(candidates) or candidates
         known = [load for load in self._loads.values() if load.replica_id in candidates]
-        keeps_headroom = ask.headroom_tokens > 0
-        best = dispatch.choose(self._policy, known, self._rng, self._turn, keeps_headroom)
+        best = dispatch.choose(self._policy, known, self._rng, self._turn, ask.keeps_headroom)
         if best is None:
             return candidates[self._turn % len(candidates)]
         pending = Pending.of(ask, best.block_size)

@@ -10,7 +10,7 @@ class Movable:
     """A request that could migrate now. `priority`: vLLM's, lower is more urgent.
 
     `blocks`: KV blocks that it would take at the destination; `frees`: those that it holds here;
-    `waiting`: it holds none; `arrived`: at its ingress, in Unix seconds.
+    `arrived`: at its ingress, in Unix seconds.
     `stays`: it leaves only where blocks are lacking.
     """
 
@@ -19,9 +19,13 @@ class Movable:
     tokens: int
     blocks: int
     frees: int
-    waiting: bool
     arrived: float
     stays: bool = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it has not begun to run here."""
+        return self.frees == 0
 
 
 def choose_request(

@@ -70,7 +70,6 @@ class Instance:
                 request.blocks,
                 request.blocks,
                 0 if request in self.waiting else request.blocks,
-                request in self.waiting,
                 request.since,
                 request.urgent,
             )

@@ -9,7 +9,7 @@ def movable(
     name: str, priority: int = 0, tokens: int = 100, blocks: int = 7, waiting: bool = False, **rest
 ) -> Movable:
     defaults = {"arrived": 0.0, "frees": 0 if waiting else blocks}
-    return Movable(name, priority, tokens, blocks, waiting=waiting, **defaults | rest)
+    return Movable(name, priority, tokens, blocks, **defaults | rest)
 
 
 def chosen(
