@@ -50,7 +50,7 @@ def pair(loads: Sequence[InstanceLoad], rule: PairingRule) -> dict[str, tuple[Ta
     """
     pairs: dict[str, tuple[Target, ...]] = {}
     for alike in _alike(loads):
-        for step in (_evacuate, _balance, _squeeze):
+        for step in (_evacuate, _balance, _lend, _squeeze):
             taken = {*pairs, *(target.replica_id for to in pairs.values() for target in to)}
             rest = [load for load in alike if load.replica_id not in taken]
             pairs |= dict(step(rest, rule))
@@ -83,43 +83,81 @@ def _evacuate(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair
 
 
 def _balance(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]:
-    """The paper's: every source gains freeness."""
+    """The paper's: every source gains freeness.
+
+    Beyond it, those that are short of nothing but headroom come last. Or they would give back what
+    they have lent (`_lend`) while others still need it, and lend it to these in turn.
+    """
     by_freeness = sorted(
         (x for x in loads if x.state == "running"), key=_by(lambda load: load.freeness)
     )
     sources = [x for x in by_freeness if x.freeness < rule.out_threshold and _may_give(x)]
-    takers = [x for x in reversed(by_freeness) if x.freeness > rule.in_threshold and _fits(x)]
-    for source, taker in zip(sources, takers, strict=False):
-        if taker.freeness - source.freeness <= rule.min_gain:
+    sources.sort(key=lambda x: x.headroom > 0 and _fits(x) and not _is_starving(x))
+    takers = [x for x in by_freeness if x.freeness > rule.in_threshold and _fits(x)]
+    paired: set[str] = set()
+    for source in sources:
+        while takers and takers[-1].replica_id in paired:
+            takers.pop()
+        if not takers:
             return
-        yield source.replica_id, (Target(taker.replica_id, _room(taker, source, rule)),)
+        taker = takers[-1]
+        gains = taker.freeness - source.freeness > rule.min_gain
+        if gains and source.replica_id not in paired:
+            paired |= {source.replica_id, taker.replica_id}
+            yield source.replica_id, (Target(taker.replica_id, _room(taker, source, rule)),)
+
+
+def _lend(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]:
+    """Beyond the paper: headroom yields, as in dispatch, where no other instance takes requests.
+
+    It is lent to those that would wait meanwhile, or be preempted. `_balance` gives it back: who
+    lends is short of freeness, and is paired again as soon as another instance has some.
+    """
+    running = [load for load in loads if load.state == "running"]
+    lenders = sorted(
+        (x for x in running if x.headroom and _fits(x) and not _is_starving(x)),
+        key=_by(lambda load: -_loan(load, rule)),
+    )
+    lenders = [load for load in lenders if _loan(load, rule) > 0]
+    for source, lender in zip((*_starving(running), *_blocked(running)), lenders, strict=False):
+        yield source.replica_id, (Target(lender.replica_id, _loan(lender, rule)),)
 
 
 def _squeeze(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]:
     """Beyond the paper, whose moves end when no instance is over the threshold.
 
     Then most have a head of line that their free blocks are too few for, and all of these lie idle:
-    those of the instance whose head of line came last are of use to others. First to one that is
-    about to preempt; then to the one whose head of line waits longest, until it fits: what is free
-    in pieces becomes free in one place. It cannot go back and forth, because nobody gets older than
-    the one that waits longest, and no request waits for ever. Of those that wait, only what comes
-    before the taker's head of line goes along.
+    those of the instance whose head of line is the last in turn are of use to others. First to one
+    that is about to preempt; then to the one whose head of line is the first in turn, until it
+    fits: what is free in pieces becomes free in one place. It cannot go back and forth, because
+    nobody comes before the first, and no request waits for ever. Of those that wait, only what
+    comes before the taker's head of line goes along.
     """
     running = [load for load in loads if load.state == "running" and load.running]
-    starving = sorted((x for x in running if _is_starving(x)), key=_by(_free))
-    blocked = sorted(
-        (x for x in running if _deficit(x) > 0 and not _is_starving(x)),
-        key=_by(lambda load: load.head_of_line_since),
-    )
+    starving, blocked = _starving(running), _blocked(running)
     takers = [x for x in reversed(blocked) if _spare(x, rule) > 0]
     paired: set[str] = set()
     for source, taker in zip((*starving, *blocked), takers, strict=False):
         if source is taker or not paired.isdisjoint((source.replica_id, taker.replica_id)):
             return
         paired |= {source.replica_id, taker.replica_id}
-        before = taker.head_of_line_priority, taker.head_of_line_since
-        target = Target(taker.replica_id, _spare(taker, rule), before)
-        yield source.replica_id, (target,)
+        yield source.replica_id, (Target(taker.replica_id, _spare(taker, rule), _turn(taker)),)
+
+
+def _starving(loads: Sequence[InstanceLoad]) -> list[InstanceLoad]:
+    """Those that are about to preempt, the one with the fewest free blocks first."""
+    return sorted((load for load in loads if _is_starving(load)), key=_by(_free))
+
+
+def _blocked(loads: Sequence[InstanceLoad]) -> list[InstanceLoad]:
+    """The others whose head of line waits for blocks, in the order of these."""
+    blocked = (load for load in loads if not _fits(load) and not _is_starving(load))
+    return sorted(blocked, key=lambda load: (_turn(load), load.replica_id))
+
+
+def _turn(load: InstanceLoad) -> tuple[float, float]:
+    """When it is its head of line's turn, were there but one queue."""
+    return load.head_of_line_priority, load.head_of_line_since
 
 
 def _is_starving(load: InstanceLoad) -> bool:
@@ -131,9 +169,14 @@ def _by(key: Callable[[InstanceLoad], float]) -> Callable[[InstanceLoad], tuple[
     return lambda load: (key(load), load.replica_id)
 
 
+def _loan(load: InstanceLoad, rule: PairingRule) -> float:
+    """Blocks that may go there in one request if nothing is kept free."""
+    return _unclaimed(load) - rule.in_threshold * (load.running + 1)
+
+
 def _spare(load: InstanceLoad, rule: PairingRule) -> float:
     """Free blocks of an instance that its head of line does not fit into."""
-    return _free(load) - load.headroom - rule.in_threshold * (load.running + 1)
+    return _free(load) - rule.in_threshold * (load.running + 1)
 
 
 def _room(taker: InstanceLoad, source: InstanceLoad, rule: PairingRule) -> float:

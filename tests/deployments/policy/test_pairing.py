@@ -36,6 +36,11 @@ def paired(loads: list[InstanceLoad], rule: PairingRule = RULE) -> dict[str, str
     return {source: to[0].replica_id for source, to in pair(loads, rule).items()}
 
 
+def each(loads: list[InstanceLoad], rule: PairingRule) -> list[tuple[str, str]]:
+    """Each source with each of its targets."""
+    return [(source, t.replica_id) for source, to in pair(loads, rule).items() for t in to]
+
+
 def test_the_least_free_is_paired_with_the_freest_and_the_next_with_the_next():
     loads = [load("a", 2), load("b", 50), load("c", -4), load("d", 90)]
     assert paired(loads) == {"c": "d", "a": "b"}
@@ -146,10 +151,36 @@ def test_what_is_kept_free_at_a_destination_is_no_room():
     assert pair([source, taker], RULE)["a"][0].room == 700 - 450 - 2 * RULE.in_threshold
 
 
-def test_a_squeeze_leaves_alone_what_is_kept_free():
+def test_where_no_other_instance_takes_any_headroom_is_lent_to_what_would_wait():
+    waits = blocked("a", 900, 120)
+    keeps = load("b", -100, blocks_used=200, headroom_blocks={"high": 900})
+    assert pair([waits, keeps], RULE) == {"a": (Target("b", 800 - 2 * RULE.in_threshold),)}
+    assert paired([waits, keeps, load("c", 90)]) == {"a": "c"}
+    assert paired([waits, keeps, load("c", 90), load("d", 80)]) == {"a": "c", "b": "d"}, "back"
+
+
+def test_the_most_is_lent_to_one_that_is_about_to_preempt_then_to_heads_of_line_in_their_turn():
+    high = {"high": 900}
+    loads = [
+        blocked("a", 900, 120, head_of_line_since=20.0),
+        blocked("b", 900, 120, head_of_line_since=10.0),
+        blocked("c", 900, 120, head_of_line_since=30.0, head_of_line_priority=-10),
+        load("d", 1, blocks_used=999, running=2),
+        *(load(f"e{n}", -100, blocks_used=500 - n, headroom_blocks=high) for n in range(3)),
+    ]
+    assert paired(loads) == {"d": "e2", "c": "e1", "b": "e0"}
+
+
+def test_headroom_is_not_lent_where_one_of_its_class_waits_for_it():
+    waits = blocked("a", 900, 120, head_of_line_since=10.0)
+    urgent = {"head_of_line_priority": -10, "headroom_blocks": {"high": 900}}
+    assert paired([waits, blocked("b", 700, 500, head_of_line_since=20.0, **urgent)]) == {"b": "a"}
+
+
+def test_a_squeeze_takes_what_is_kept_free_too():
     old = blocked("a", 900, 120, head_of_line_since=10.0)
     young = blocked("b", 700, 500, head_of_line_since=20.0, headroom_blocks={"high": 250})
-    assert pair([old, young], RULE)["a"][0].room == 300 - 250 - 2 * RULE.in_threshold
+    assert pair([old, young], RULE)["a"][0].room == 300 - 2 * RULE.in_threshold
 
 
 def test_an_instance_with_nothing_but_requests_that_stay_leaves_the_destination_to_others():
@@ -175,6 +206,12 @@ def test_where_nobody_is_free_the_last_to_wait_takes_from_the_one_that_waits_lon
     ]
     assert paired(loads) == {"c": "b"}
     assert pair(loads, RULE)["c"] == (Target("b", 300 - 2 * RULE.in_threshold, before=(0, 30.0)),)
+
+
+def test_one_that_is_short_of_nothing_but_headroom_comes_after_those_that_are():
+    keeps = load("a", -300, blocks_used=300, headroom_blocks={"high": 900})
+    assert paired([keeps, load("b", 1), load("c", 90)]) == {"b": "c"}
+    assert paired([keeps, load("b", 3), load("c", 90)]) == {"a": "c"}
 
 
 def test_what_waits_may_go_wherever_nobody_waits_for_blocks():
@@ -222,6 +259,7 @@ def fleets(draw) -> list[InstanceLoad]:
         counts["blocks_used"] = draw(st.integers(0, 1000))
         counts["head_of_line_blocks"] = draw(st.integers(0, 1000)) if counts["waiting"] else 0
         counts["head_of_line_since"] = draw(st.floats(0, 100))
+        counts["head_of_line_priority"] = draw(st.sampled_from([0, 0, -10]))
         fleet.append(load(f"r{number}", freeness, state=state, **counts))
     return fleet
 
@@ -229,9 +267,10 @@ def fleets(draw) -> list[InstanceLoad]:
 @given(fleets(), rules)
 def test_no_instance_is_in_two_pairs_but_with_draining_ones(fleet, rule):
     leaving = {x.replica_id for x in fleet if x.state == "draining"}
-    pairs = paired(fleet, rule)
-    evacuated = {taker for source, taker in pairs.items() if source in leaving}
-    named = [*pairs, *evacuated, *(t for source, t in pairs.items() if source not in leaving)]
+    pairs = each(fleet, rule)
+    evacuated = {taker for source, taker in pairs if source in leaving}
+    others = [taker for source, taker in pairs if source not in leaving]
+    named = [*{source for source, _ in pairs}, *evacuated, *others]
     assert len(named) == len(set(named))
 
 
@@ -239,28 +278,34 @@ def is_blocked(load: InstanceLoad) -> bool:
     return load.head_of_line_blocks > load.blocks_total - load.blocks_used
 
 
+def is_starving(load: InstanceLoad) -> bool:
+    return load.blocks_total - load.blocks_used < load.running
+
+
 @given(fleets(), rules)
 def test_every_pair_gains_freeness_or_uses_blocks_that_lie_idle(fleet, rule):
     known = {x.replica_id: x for x in fleet}
-    for source, taker in paired(fleet, rule).items():
-        gains = known[taker].freeness > known[source].freeness
-        assert gains or is_blocked(known[taker]) or known[source].state == "draining"
+    for source, taker in each(fleet, rule):
+        here, there = known[source], known[taker]
+        gains = there.freeness > here.freeness
+        lends = there.headroom and (is_blocked(here) or is_starving(here))
+        assert gains or lends or is_blocked(there) or here.state == "draining"
 
 
 @given(fleets(), rules)
-def test_of_two_whose_heads_of_line_wait_the_older_one_gives_unless_it_gains(fleet, rule):
+def test_of_two_whose_heads_of_line_wait_the_first_in_turn_gives_unless_it_gains(fleet, rule):
     known = {x.replica_id: x for x in fleet}
-    for source, taker in paired(fleet, rule).items():
+    for source, taker in each(fleet, rule):
         here, there = known[source], known[taker]
-        starving = here.blocks_total - here.blocks_used < here.running
-        if is_blocked(there) and not starving and here.state != "draining":
-            assert here.head_of_line_since <= there.head_of_line_since
+        if is_blocked(there) and not is_starving(here) and here.state != "draining":
+            turns = [(x.head_of_line_priority, x.head_of_line_since) for x in (here, there)]
+            assert turns == sorted(turns)
 
 
 @given(fleets(), rules)
 def test_only_running_instances_take_requests(fleet, rule):
     takers = {x.replica_id for x in fleet if x.state == "running"}
-    assert set(paired(fleet, rule).values()) <= takers
+    assert {taker for _, taker in each(fleet, rule)} <= takers
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=12), numbers)

@@ -55,6 +55,14 @@ class Instance:
             staying=len(urgent),
         )
 
+    @property
+    def is_blocked(self) -> bool:
+        return bool(self.waiting) and self.waiting[0].blocks > self.free
+
+    @property
+    def lacks_blocks(self) -> bool:
+        return self.is_blocked or self.free < len(self.running)
+
     def schedule(self) -> None:
         self.waiting.sort(key=lambda request: (not request.urgent, request.since))
         while self.waiting and self.waiting[0].blocks <= self.free:
@@ -90,10 +98,11 @@ def move_once(fleet: dict[str, Instance], source: str, target: Target) -> bool:
     here, there = fleet[source], fleet[target.replica_id]
     before, taker = here.load(), there.load()
     waited = len(here.waiting)
+    lends = here.lacks_blocks and bool(taker.headroom)
     request = here.give(target)
     if request is None:
         return False
-    was_blocked = bool(there.waiting) and there.waiting[0].blocks > there.free
+    was_blocked = there.is_blocked
     if len(here.waiting) < waited:
         there.waiting.append(request)
         there.schedule()
@@ -101,7 +110,7 @@ def move_once(fleet: dict[str, Instance], source: str, target: Target) -> bool:
     else:
         there.running.append(request)
     assert there.free >= len(there.running), "somebody is preempted there"
-    if was_blocked:
+    if was_blocked or lends:
         assert there.load().blocks_used > taker.blocks_used, "idle blocks are used"
     elif not request.urgent:
         assert there.load().freeness > before.freeness, "the imbalance rose"
@@ -142,10 +151,11 @@ def test_a_fleet_in_which_nothing_else_happens_comes_to_rest(fleet, rule):
     raise AssertionError("requests move for ever")
 
 
-def test_nothing_waits_behind_an_urgent_request_that_came_later():
+def test_nobody_takes_the_blocks_that_an_urgent_request_waits_for_though_it_came_later():
     crowded = Instance("a", [Request("r1", 60, 0), Request("r2", 35, 0)], [Request("r3", 12, 1)])
     urgent = Instance("b", [Request("r4", 46, 0)], [Request("r5", 55, 50, urgent=True)])
     fleet = {"a": crowded, "b": urgent}
     pairs = pair([instance.load() for instance in fleet.values()], PairingRule(3, 1, 1))
-    (target,) = pairs["a"]
-    assert not move_once(fleet, "a", target), "only what waits would fit"
+    (target,) = pairs.pop("b")
+    assert not pairs
+    assert not move_once(fleet, "b", target), "there is no room for what runs"
