@@ -259,7 +259,7 @@ def test_the_papers_scenarios(name):
 @pytest.mark.parametrize("cv", [2, 4, 6, 8])
 def test_the_papers_scenarios_with_priorities(cv):
     paper = load_scenario(f"priorities-cv{cv}")
-    assert (paper.requests, paper.instances, paper.rates) == (10_000, 16, [26, 40, 56])
+    assert (paper.requests, paper.instances, paper.rates) == (10_000, 16, [26, 40, 64])
     assert (paper.high_priority, paper.arrivals.cv) == (0.1, cv)
     assert paper.policies == ["llumnix_base", "llumnix"]
     assert config.load(paper.fleet_args("llumnix")).priorities["high"].headroom_tokens == 12_016
