@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from load_tests import plots
+from load_tests import memory_plot, plots
 from load_tests.outcome import REFUSED
 from load_tests.results import Cells, Result, load_all, scenarios_below
 
@@ -100,9 +100,11 @@ COMPARE_NOTE = "Simulator / fleet (difference, in percent of the fleet)."
 def write(folder: Path) -> str:
     """Writes `report.md` and its figures beside the results of each scenario below `folder`.
 
-    Returns a table of each scenario's ratios at its knee.
+    And into `folder` a figure for each backend: P99 TTFT in seconds against the rate, of each
+    scenario in which Llumnix ran at several. Returns a table of each scenario's ratios at its knee.
     """
     rows: list[list[str]] = []
+    tails: dict[str, dict[str, dict[tuple[str, float], float]]] = {}
     for scenario in scenarios_below(folder):
         found = {name: cells for name in BACKENDS if (cells := load_all(scenario, name))}
         if found:
@@ -110,6 +112,11 @@ def write(folder: Path) -> str:
         for name, cells in found.items():
             at_knee = {place: r for place, r in cells.items() if place[1] == knee(cells)}
             rows += [[scenario.name, name, *row] for row in _ratio_rows(at_knee)]
+            if len({rate for policy, rate in cells if policy == LLUMNIX}) > 1:
+                of_each = {place: result["p99_ttft_ms"] / 1000 for place, result in cells.items()}
+                tails.setdefault(name, {})[scenario.name] = of_each
+    for name, of_scenarios in tails.items():
+        plots.against_rate(of_scenarios, folder / f"{name}-rates.svg")
     return table(["scenario", "backend", "req/s", "baseline", *RATIOS], rows)
 
 
@@ -247,7 +254,7 @@ def _at_knee(cells: Cells, folder: Path, backend: str) -> list[str]:
         return []
     results = [cells[RIVAL, rate], cells[LLUMNIX, rate]]
     plots.fragmentation(results, folder / f"{backend}-fragmentation.svg")
-    plots.memory(results, folder / f"{backend}-memory.svg")
+    memory_plot.draw(results, folder / f"{backend}-memory.svg")
     return [
         f"At {rate:g} requests/s, where Llumnix gains most in P99 TTFT:",
         f"![Fragmentation]({backend}-fragmentation.svg)",

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from load_tests import plots, report
+from load_tests import memory_plot, plots, report
 from load_tests.outcome import Sample
 from load_tests.results import load_all, save, to_json
 from tests.load_tests.runs import a_run, load, move, of_ttft, request
@@ -108,10 +108,23 @@ def test_figures_are_linked_and_colour_the_policies(results):
         svg = (results / figure).read_text()
         drawn = {policy for policy, colour in colours.items() if colour in svg}
         if "memory" in figure:
-            assert plots.MOVE in svg
+            assert memory_plot.MOVE in svg
         else:
             at_knee = {"llumnix", "infaas"}
             assert drawn == (at_knee if "fragmentation" in figure else set(colours))
+
+
+def test_a_figure_for_each_backend_has_the_scenarios_that_ran_at_several_rates(results):
+    for backend in report.BACKENDS:
+        svg = (results.parent / f"{backend}-rates.svg").read_text()
+        assert all(plots.style(policy).colour in svg for policy in ("llumnix", "infaas", "queue"))
+
+
+def test_what_ran_at_one_rate_is_not_drawn_against_it(tmp_path):
+    save(of_ttft(1.0, policy="llumnix"), tmp_path)
+    save(of_ttft(1.0, policy="infaas", rate=9.0), tmp_path)
+    report.write(tmp_path)
+    assert not list(tmp_path.glob("*.svg"))
 
 
 def test_without_a_rival_there_is_no_knee(tmp_path):
@@ -200,13 +213,14 @@ def test_an_instance_that_left_makes_room_in_the_figure_for_one_that_comes():
     x, y, z = (load(name) for name in "xyz")
     samples = [Sample(float(n), there) for n, there in enumerate([(x,), (x, y), (y, x), (y, z)])]
     timeline = to_json(a_run(samples=samples))["timeline"]
-    assert plots.lanes(timeline) == {"x": 0, "y": 1, "z": 0}
+    assert memory_plot.lanes(timeline) == {"x": 0, "y": 1, "z": 0}
 
 
-@pytest.mark.parametrize("moves", [3, 10 * plots.MOVES_SHOWN])
+@pytest.mark.parametrize("moves", [3, 10 * memory_plot.MOVES_SHOWN])
 def test_memory_shows_no_more_moves_than_can_be_told_apart(tmp_path, moves):
     run = of_ttft(1.0)
     run.moves = [move(9 * n / moves) for n in range(moves)]
-    plots.memory([to_json(of_ttft(2.0, policy="infaas")), to_json(run)], tmp_path / "memory.svg")
-    lines = (tmp_path / "memory.svg").read_text().count(f"stroke: {plots.MOVE}; stroke-width: 0.8")
-    assert lines == min(moves, plots.MOVES_SHOWN)
+    file = tmp_path / "memory.svg"
+    memory_plot.draw([to_json(of_ttft(2.0, policy="infaas")), to_json(run)], file)
+    lines = file.read_text().count(f"stroke: {memory_plot.MOVE}; stroke-width: 0.8")
+    assert lines == min(moves, memory_plot.MOVES_SHOWN)
