@@ -248,7 +248,7 @@ def test_the_papers_scenarios(name):
     assert paper.name == name
     assert (paper.requests, paper.instances) == (10_000, 16)
     assert paper.policies == [policy for policy in BASELINES if policy != "llumnix_base"]
-    assert len(paper.rates) == 4
+    assert len(paper.rates) == 3
     assert paper.rates == sorted(paper.rates)
     migration = config.load(paper.fleet_args("llumnix")).migration
     assert (migration.out_threshold, migration.in_threshold) == (10, 3)
