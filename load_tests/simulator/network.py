@@ -25,7 +25,7 @@ class Delays:
     Serve's decision to start an instance until it takes requests.
     """
 
-    submit: float = 0.025
+    submit: float = 0.015
     deliver: float = 0.003
     call: float = 0.003
     load: float = 30.0
