@@ -97,8 +97,10 @@ def latency(cells: Cells, file: Path) -> None:
         figure.supxlabel("requests/s", fontsize=9)
 
 
-def against_rate(values: Mapping[str, Mapping[tuple[str, float], float]], file: Path) -> None:
-    """A panel for each name, with a line for each policy over the rates."""
+def against_rate(
+    values: Mapping[str, Mapping[tuple[str, float], float]], what: str, file: Path
+) -> None:
+    """`what`, in a panel for each name, with a line for each policy over the rates."""
     columns = min(4, len(values))
     rows = -(-len(values) // columns)
     with canvas(file, rows, columns, (12, 0.5 + 2.4 * rows)) as (figure, grid):
@@ -110,6 +112,7 @@ def against_rate(values: Mapping[str, Mapping[tuple[str, float], float]], file: 
         lines = {line.get_label(): line for axes in grid.flat for line in axes.get_lines()}
         figure.legend(lines.values(), lines, loc="outside right center")
         figure.supxlabel("requests/s", fontsize=9)
+        figure.supylabel(what, fontsize=9)
 
 
 def preemptions(cells: Cells, file: Path) -> None:

@@ -116,7 +116,7 @@ def write(folder: Path) -> str:
                 of_each = {place: result["p99_ttft_ms"] / 1000 for place, result in cells.items()}
                 tails.setdefault(name, {})[scenario.name] = of_each
     for name, of_scenarios in tails.items():
-        plots.against_rate(of_scenarios, folder / f"{name}-rates.svg")
+        plots.against_rate(of_scenarios, "TTFT, P99, s", folder / f"{name}-rates.svg")
     return table(["scenario", "backend", "req/s", "baseline", *RATIOS], rows)
 
 

@@ -1,5 +1,6 @@
 """Choice of the instance for a new request. Every policy is a function of the loads alone."""
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -65,6 +66,7 @@ def with_pending(load: InstanceLoad, pending: Sequence[Pending]) -> InstanceLoad
         running=running,
         waiting=waiting,
         head_of_line_blocks=head,
+        head_of_line_since=load.head_of_line_since if load.waiting else math.inf,
         due_blocks=due,
         headroom_blocks=headroom,
         staying=load.staying + sum(p.headroom_blocks > 0 for p in pending),

@@ -85,40 +85,39 @@ def _evacuate(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair
 def _balance(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]:
     """The paper's: every source gains freeness.
 
-    Beyond it, those that are short of nothing but headroom come last. Or they would give back what
-    they have lent (`_lend`) while others still need it, and lend it to these in turn.
+    A destination is kept for the source that needs it most even while none of its requests fits
+    there: left to the next one, it would never have the room.
+
+    Beyond the paper, those that are short of nothing but headroom come last. Or they would give
+    back what they have lent (`_lend`) while others still need it, and would lend it to these.
     """
     by_freeness = sorted(
         (x for x in loads if x.state == "running"), key=_by(lambda load: load.freeness)
     )
     sources = [x for x in by_freeness if x.freeness < rule.out_threshold and _may_give(x)]
-    sources.sort(key=lambda x: x.headroom > 0 and _fits(x) and not _is_starving(x))
+    sources.sort(key=lambda load: _without_headroom(load) >= rule.out_threshold)
     takers = [x for x in by_freeness if x.freeness > rule.in_threshold and _fits(x)]
-    paired: set[str] = set()
+    giving: set[str] = set()
     for source in sources:
-        while takers and takers[-1].replica_id in paired:
+        while takers and takers[-1].replica_id in giving:
             takers.pop()
         if not takers:
             return
-        taker = takers[-1]
-        gains = taker.freeness - source.freeness > rule.min_gain
-        if gains and source.replica_id not in paired:
-            paired |= {source.replica_id, taker.replica_id}
+        if takers[-1].freeness - source.freeness > rule.min_gain:
+            taker = takers.pop()
+            giving.add(source.replica_id)
             yield source.replica_id, (Target(taker.replica_id, _room(taker, source, rule)),)
 
 
 def _lend(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]:
-    """Beyond the paper: headroom yields, as in dispatch, where no other instance takes requests.
+    """Beyond the paper: headroom yields, as in dispatch, where `_balance` leaves no destination.
 
-    It is lent to those that would wait meanwhile, or be preempted. `_balance` gives it back: who
-    lends is short of freeness, and is paired again as soon as another instance has some.
+    It is lent to those that would be preempted or wait meanwhile. `_balance` gives it back: who
+    lends is short of freeness, and is paired again once there is room elsewhere.
     """
     running = [load for load in loads if load.state == "running"]
-    lenders = sorted(
-        (x for x in running if x.headroom and _fits(x) and not _is_starving(x)),
-        key=_by(lambda load: -_loan(load, rule)),
-    )
-    lenders = [load for load in lenders if _loan(load, rule) > 0]
+    lenders = [x for x in running if x.headroom and not x.waiting and _loan(x, rule) > 0]
+    lenders.sort(key=_by(lambda load: -_loan(load, rule)))
     for source, lender in zip((*_starving(running), *_blocked(running)), lenders, strict=False):
         yield source.replica_id, (Target(lender.replica_id, _loan(lender, rule)),)
 
@@ -150,7 +149,7 @@ def _starving(loads: Sequence[InstanceLoad]) -> list[InstanceLoad]:
 
 
 def _blocked(loads: Sequence[InstanceLoad]) -> list[InstanceLoad]:
-    """The others whose head of line waits for blocks, in the order of these."""
+    """The others whose head of line waits for blocks, in the order of their turns."""
     blocked = (load for load in loads if not _fits(load) and not _is_starving(load))
     return sorted(blocked, key=lambda load: (_turn(load), load.replica_id))
 
@@ -169,9 +168,14 @@ def _by(key: Callable[[InstanceLoad], float]) -> Callable[[InstanceLoad], tuple[
     return lambda load: (key(load), load.replica_id)
 
 
+def _without_headroom(load: InstanceLoad) -> float:
+    """Freeness if nothing were kept free."""
+    return load.freeness + load.headroom / max(1, load.running + bool(load.waiting))
+
+
 def _loan(load: InstanceLoad, rule: PairingRule) -> float:
     """Blocks that may go there in one request if nothing is kept free."""
-    return _unclaimed(load) - rule.in_threshold * (load.running + 1)
+    return _free(load) - load.due_blocks - rule.in_threshold * (load.running + 1)
 
 
 def _spare(load: InstanceLoad, rule: PairingRule) -> float:

@@ -117,6 +117,7 @@ def test_figures_are_linked_and_colour_the_policies(results):
 def test_a_figure_for_each_backend_has_the_scenarios_that_ran_at_several_rates(results):
     for backend in report.BACKENDS:
         svg = (results.parent / f"{backend}-rates.svg").read_text()
+        assert "<!-- m-m -->" in svg
         assert all(plots.style(policy).colour in svg for policy in ("llumnix", "infaas", "queue"))
 
 

@@ -207,6 +207,12 @@ def test_headroom_that_is_there_already_is_not_counted_again():
     assert after.freeness == pytest.approx((100 - 40 - 30 - 10) / 2)
 
 
+def test_a_head_of_line_that_is_on_its_way_came_last_of_all():
+    assert with_pending(load("a", 95, 1), [Pending(10)]).head_of_line_since == math.inf
+    queue = load("a", 95, 1, waiting=1, head_of_line_blocks=8, head_of_line_since=7.0)
+    assert with_pending(queue, [Pending(10)]).head_of_line_since == 7.0
+
+
 def test_what_is_pending_behind_a_queue_is_due_there():
     queue = load("a", 50, 1, waiting=1, head_of_line_blocks=60, due_blocks=60)
     assert with_pending(queue, [Pending(7), Pending(8)]).due_blocks == 75

@@ -171,6 +171,19 @@ def test_the_most_is_lent_to_one_that_is_about_to_preempt_then_to_heads_of_line_
     assert paired(loads) == {"d": "e2", "c": "e1", "b": "e0"}
 
 
+def test_what_a_lender_s_requests_are_about_to_take_is_not_lent():
+    waits = blocked("a", 900, 120)
+    lender = load("b", -100, blocks_used=200, due_blocks=300, headroom_blocks={"high": 900})
+    assert pair([waits, lender], RULE)["a"][0].room == 800 - 300 - 2 * RULE.in_threshold
+    assert paired([waits, replace(lender, due_blocks=780)]) == {}
+
+
+def test_an_instance_with_a_queue_lends_nothing():
+    waits = blocked("a", 900, 120)
+    lender = load("b", -100, blocks_used=200, waiting=1, headroom_blocks={"high": 900})
+    assert paired([waits, lender]) == {}
+
+
 def test_headroom_is_not_lent_where_one_of_its_class_waits_for_it():
     waits = blocked("a", 900, 120, head_of_line_since=10.0)
     urgent = {"head_of_line_priority": -10, "headroom_blocks": {"high": 900}}
@@ -212,6 +225,20 @@ def test_one_that_is_short_of_nothing_but_headroom_comes_after_those_that_are():
     keeps = load("a", -300, blocks_used=300, headroom_blocks={"high": 900})
     assert paired([keeps, load("b", 1), load("c", 90)]) == {"b": "c"}
     assert paired([keeps, load("b", 3), load("c", 90)]) == {"a": "c"}
+    assert paired([replace(keeps, freeness=-898), load("b", 1), load("c", 90)]) == {"a": "c"}
+
+
+def test_and_has_the_destination_that_does_not_gain_them_enough():
+    rule = replace(RULE, in_threshold=2)
+    keeps = load("a", -20, blocks_used=300, headroom_blocks={"high": 900})
+    assert paired([keeps, load("b", 2.9), load("c", 3.5)], rule) == {"a": "c"}
+
+
+def test_a_destination_waits_for_the_one_that_needs_it_most_although_nothing_fits_there_yet():
+    taker = load("c", 11, blocks_used=790, running=18)
+    pairs = pair([load("a", -50), load("b", 2), taker], RULE)
+    assert {source: target.room for source, (target,) in pairs.items()} == {"a": 20}
+    assert pair([load("a", -50), replace(taker, blocks_used=820)], RULE)["a"][0].room == -10
 
 
 def test_what_waits_may_go_wherever_nobody_waits_for_blocks():
@@ -241,7 +268,7 @@ def test_a_single_instance_whose_head_of_line_does_not_fit_finds_nobody():
 
 
 numbers = st.floats(-1e4, 1e4)
-rules = st.builds(PairingRule, numbers, numbers, st.floats(0, 1e4))
+rules = st.builds(PairingRule, numbers, st.floats(1, 1e4), st.floats(0, 1e4))
 states = st.sampled_from(["starting", "running", "draining"])
 
 
