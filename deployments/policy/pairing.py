@@ -88,14 +88,15 @@ def _balance(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]
     A destination is kept for the source that needs it most even while none of its requests fits
     there: left to the next one, it would never have the room.
 
-    Beyond the paper, those that are short of nothing but headroom come last. Or they would give
-    back what they have lent (`_lend`) while others still need it, and would lend it to these.
+    Beyond the paper, those with headroom that lack no blocks at once come last, however little they
+    have besides. Or they would give back what they have lent (`_lend`) while others still need it,
+    and would lend it to these.
     """
     by_freeness = sorted(
         (x for x in loads if x.state == "running"), key=_by(lambda load: load.freeness)
     )
     sources = [x for x in by_freeness if x.freeness < rule.out_threshold and _may_give(x)]
-    sources.sort(key=lambda load: _without_headroom(load) >= rule.out_threshold)
+    sources.sort(key=lambda x: x.headroom > 0 and _fits(x) and not _is_starving(x))
     takers = [x for x in by_freeness if x.freeness > rule.in_threshold and _fits(x)]
     giving: set[str] = set()
     for source in sources:
@@ -116,7 +117,8 @@ def _lend(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]:
     lends is short of freeness, and is paired again once there is room elsewhere.
     """
     running = [load for load in loads if load.state == "running"]
-    lenders = [x for x in running if x.headroom and not x.waiting and _loan(x, rule) > 0]
+    lenders = [x for x in running if x.headroom and _fits(x) and not _is_starving(x)]
+    lenders = [load for load in lenders if _loan(load, rule) > 0]
     lenders.sort(key=_by(lambda load: -_loan(load, rule)))
     for source, lender in zip((*_starving(running), *_blocked(running)), lenders, strict=False):
         yield source.replica_id, (Target(lender.replica_id, _loan(lender, rule)),)
@@ -168,14 +170,9 @@ def _by(key: Callable[[InstanceLoad], float]) -> Callable[[InstanceLoad], tuple[
     return lambda load: (key(load), load.replica_id)
 
 
-def _without_headroom(load: InstanceLoad) -> float:
-    """Freeness if nothing were kept free."""
-    return load.freeness + load.headroom / max(1, load.running + bool(load.waiting))
-
-
 def _loan(load: InstanceLoad, rule: PairingRule) -> float:
     """Blocks that may go there in one request if nothing is kept free."""
-    return _free(load) - load.due_blocks - rule.in_threshold * (load.running + 1)
+    return _unclaimed(load) - rule.in_threshold * (load.running + 1)
 
 
 def _spare(load: InstanceLoad, rule: PairingRule) -> float:

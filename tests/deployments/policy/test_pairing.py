@@ -171,17 +171,12 @@ def test_the_most_is_lent_to_one_that_is_about_to_preempt_then_to_heads_of_line_
     assert paired(loads) == {"d": "e2", "c": "e1", "b": "e0"}
 
 
-def test_what_a_lender_s_requests_are_about_to_take_is_not_lent():
+def test_what_the_head_of_line_of_a_lender_is_about_to_take_is_not_lent():
     waits = blocked("a", 900, 120)
-    lender = load("b", -100, blocks_used=200, due_blocks=300, headroom_blocks={"high": 900})
+    high = {"high": 900}
+    lender = load("b", -100, blocks_used=200, head_of_line_blocks=300, headroom_blocks=high)
     assert pair([waits, lender], RULE)["a"][0].room == 800 - 300 - 2 * RULE.in_threshold
-    assert paired([waits, replace(lender, due_blocks=780)]) == {}
-
-
-def test_an_instance_with_a_queue_lends_nothing():
-    waits = blocked("a", 900, 120)
-    lender = load("b", -100, blocks_used=200, waiting=1, headroom_blocks={"high": 900})
-    assert paired([waits, lender]) == {}
+    assert paired([waits, replace(lender, head_of_line_blocks=780)]) == {}
 
 
 def test_headroom_is_not_lent_where_one_of_its_class_waits_for_it():
@@ -221,11 +216,12 @@ def test_where_nobody_is_free_the_last_to_wait_takes_from_the_one_that_waits_lon
     assert pair(loads, RULE)["c"] == (Target("b", 300 - 2 * RULE.in_threshold, before=(0, 30.0)),)
 
 
-def test_one_that_is_short_of_nothing_but_headroom_comes_after_those_that_are():
+def test_one_with_headroom_that_lacks_no_blocks_at_once_comes_after_the_others():
     keeps = load("a", -300, blocks_used=300, headroom_blocks={"high": 900})
     assert paired([keeps, load("b", 1), load("c", 90)]) == {"b": "c"}
     assert paired([keeps, load("b", 3), load("c", 90)]) == {"a": "c"}
-    assert paired([replace(keeps, freeness=-898), load("b", 1), load("c", 90)]) == {"a": "c"}
+    starving = replace(keeps, blocks_used=1000)
+    assert paired([starving, load("b", 1), load("c", 90)]) == {"a": "c"}
 
 
 def test_and_has_the_destination_that_does_not_gain_them_enough():
