@@ -113,9 +113,18 @@ def _bars(axes: Axes, found: Sequence[Comparison], title: str) -> None:
             first = (one.scenario, one.rate) == places[0]
             label = f"{one.name}, {how} priorities" if first else None
             axes.bar(left + side * width, height, 0.9 * width, color=colour, label=label)
+    plots.scale(axes, [height for one in found for height in one.both(title)])
     middle = width * (len(names) - 0.5)
-    ticks = [f"{scenario}\n{rate:g}/s" for scenario, rate in places]
-    axes.set_xticks([index + middle for index in range(len(places))], ticks, fontsize=6)
+    axes.set_xticks(
+        [index + middle for index in range(len(places))],
+        [f"{rate:g}/s" for _, rate in places],
+        fontsize=6,
+    )
+    for scenario, group in groupby(enumerate(places), lambda place: place[1][0]):
+        indices = [index for index, _ in group]
+        left = sum(indices) / len(indices) + middle
+        below = axes.get_xaxis_transform()
+        axes.text(left, -0.12, scenario, fontsize=7, ha="center", va="top", transform=below)
     axes.set_title(title)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
