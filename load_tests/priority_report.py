@@ -122,9 +122,9 @@ def _bars(axes: Axes, found: Sequence[Comparison], title: str) -> None:
     )
     for scenario, group in groupby(enumerate(places), lambda place: place[1][0]):
         indices = [index for index, _ in group]
-        left = sum(indices) / len(indices) + middle
+        centre = sum(indices) / len(indices) + middle
         below = axes.get_xaxis_transform()
-        axes.text(left, -0.12, scenario, fontsize=7, ha="center", va="top", transform=below)
+        axes.text(centre, -0.12, scenario, fontsize=7, ha="center", va="top", transform=below)
     axes.set_title(title)
     axes.grid(axis="y")
     axes.set_axisbelow(True)

@@ -96,7 +96,7 @@ def _balance(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]
         (x for x in loads if x.state == "running"), key=_by(lambda load: load.freeness)
     )
     sources = [x for x in by_freeness if x.freeness < rule.out_threshold and _may_give(x)]
-    sources.sort(key=lambda x: x.headroom > 0 and _fits(x) and not _is_starving(x))
+    sources.sort(key=_may_lend)
     takers = [x for x in by_freeness if x.freeness > rule.in_threshold and _fits(x)]
     giving: set[str] = set()
     for source in sources:
@@ -117,11 +117,10 @@ def _lend(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]:
     lends is short of freeness, and is paired again once there is room elsewhere.
     """
     running = [load for load in loads if load.state == "running"]
-    lenders = [x for x in running if x.headroom and _fits(x) and not _is_starving(x)]
-    lenders = [load for load in lenders if _loan(load, rule) > 0]
-    lenders.sort(key=_by(lambda load: -_loan(load, rule)))
+    lenders = [x for x in running if _may_lend(x) and _spare(x, rule) > 0]
+    lenders.sort(key=_by(lambda load: -_spare(load, rule)))
     for source, lender in zip((*_starving(running), *_blocked(running)), lenders, strict=False):
-        yield source.replica_id, (Target(lender.replica_id, _loan(lender, rule)),)
+        yield source.replica_id, (Target(lender.replica_id, _spare(lender, rule)),)
 
 
 def _squeeze(loads: Sequence[InstanceLoad], rule: PairingRule) -> Iterator[Pair]:
@@ -170,14 +169,9 @@ def _by(key: Callable[[InstanceLoad], float]) -> Callable[[InstanceLoad], tuple[
     return lambda load: (key(load), load.replica_id)
 
 
-def _loan(load: InstanceLoad, rule: PairingRule) -> float:
+def _spare(load: InstanceLoad, rule: PairingRule) -> float:
     """Blocks that may go there in one request if nothing is kept free."""
     return _unclaimed(load) - rule.in_threshold * (load.running + 1)
-
-
-def _spare(load: InstanceLoad, rule: PairingRule) -> float:
-    """Free blocks of an instance that its head of line does not fit into."""
-    return _free(load) - rule.in_threshold * (load.running + 1)
 
 
 def _room(taker: InstanceLoad, source: InstanceLoad, rule: PairingRule) -> float:
@@ -226,4 +220,13 @@ def _may_give(load: InstanceLoad) -> bool:
     """Whether a request may leave it (`choose_request`), or it would occupy a destination."""
     if load.running + load.waiting > load.staying:
         return True
-    return _has_work(load) and (_is_starving(load) or not _fits(load))
+    return _has_work(load) and _lacks_blocks(load)
+
+
+def _may_lend(load: InstanceLoad) -> bool:
+    """Whether it keeps blocks free that it does not need at once."""
+    return load.headroom > 0 and not _lacks_blocks(load)
+
+
+def _lacks_blocks(load: InstanceLoad) -> bool:
+    return _is_starving(load) or not _fits(load)

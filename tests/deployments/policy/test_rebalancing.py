@@ -102,7 +102,9 @@ def move_once(fleet: dict[str, Instance], source: str, target: Target) -> bool:
     else:
         there.running.append(request)
     assert there.free >= len(there.running), "somebody is preempted there"
-    if not (lends or was_blocked or request.urgent):
+    if lends or was_blocked:
+        assert there.load().blocks_used > taker.blocks_used, "idle blocks are used"
+    elif not request.urgent:
         assert there.load().freeness > before.freeness, "the imbalance rose"
     if len(here.waiting) == waited and before.freeness >= 0:
         assert here.load().freeness > before.freeness, "nothing was gained"
