@@ -2,11 +2,14 @@
 CONFIG   ?= serve_configs/llama.yaml
 PYTHON   ?= python3.11
 PIP_ARGS ?= # e.g. --extra-index-url https://download.pytorch.org/whl/cpu
+BENCH    ?= # of bench, e.g. --requests 100, for a look at what it does
 
 BIN       := .venv/bin
 INSTALLED := .venv/.installed
 DEV       := .venv/.installed-dev
 TINY      := models/tiny-llama
+SIMULATED := s-s m-m l-l s-l l-s sharegpt burstgpt
+REAL      := l-l-4 sharegpt-4 burstgpt-4
 
 # Read by Ray's own processes (controller, proxies), which no setting in the YAML file reaches:
 # HAProxy in front of the ingress and gRPC behind it make a streamed token ten times cheaper.
@@ -52,10 +55,11 @@ bench: $(DEV) $(TINY)/config.json ## one replica beside plain vLLM; then the sta
 	@echo "==> measuring the overhead of the fleet"
 	@$(BIN)/python -m load_tests.overhead
 	@echo "==> the scenarios of the paper, simulated"
-	@$(BIN)/python -m load_tests simulate s-s m-m l-l s-l l-s sharegpt burstgpt
+	@$(BIN)/python -m load_tests simulate $(SIMULATED) $(BENCH)
+	@$(BIN)/python -m load_tests bound $(SIMULATED) $(BENCH)
 	@echo "==> smaller ones on the real fleet, and simulated"
-	@$(BIN)/python -m load_tests run l-l-4 sharegpt-4 burstgpt-4
-	@$(BIN)/python -m load_tests simulate l-l-4 sharegpt-4 burstgpt-4
+	@$(BIN)/python -m load_tests run $(REAL) $(BENCH)
+	@$(BIN)/python -m load_tests simulate $(REAL) $(BENCH)
 	@$(BIN)/python -m load_tests report
 
 clean: ## remove .venv, the model, results and caches

@@ -1,5 +1,6 @@
 """How long a request stood still, as vLLM's own events tell it."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ class Stalls:
     """Seconds that a request waited for its first step, and lost to preemptions.
 
     `preempted_s`: from each preemption to the next token, so queueing and recomputation (the
-    paper's preemption loss). `preempted_after_move` counts those at an instance it had moved to: a
+    paper's preemption loss). `preempted_after_move` counts those at any instance it had moved to: a
     mistake of the policy.
     """
 
@@ -22,11 +23,12 @@ class Stalls:
     preempted_s: float = 0.0
     preempted_after_move: int = 0
     _queued_at: float | None = None
-    _moved_at: float | None = None
+    _moved_at: float = math.inf
 
     def moved(self, now: float) -> None:
         """Another instance runs it from now on."""
-        self._moved_at = now
+        # The first time: what preempts it may hand it on before anybody hears of the preemption.
+        self._moved_at = min(self._moved_at, now)
 
     def observe(self, events: Iterable[EngineCoreEvent], now: float) -> None:
         """What happened since its last token; the next one arrives now."""
@@ -40,9 +42,7 @@ class Stalls:
                     self._queued_at = None
                 case Event.PREEMPTED:
                     self.preemptions += 1
-                    self.preempted_after_move += (
-                        self._moved_at is not None and event.timestamp > self._moved_at
-                    )
+                    self.preempted_after_move += event.timestamp > self._moved_at
                     preempted_at = event.timestamp if preempted_at is None else preempted_at
         if preempted_at is not None:
             self.preempted_s += now - preempted_at

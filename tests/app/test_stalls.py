@@ -69,6 +69,13 @@ def test_only_preemptions_after_a_move_are_blamed_on_it(stalls: Stalls) -> None:
     assert (stalls.preemptions, stalls.preempted_after_move) == (3, 1)
 
 
+def test_a_preemption_after_which_it_moved_on_is_blamed_on_the_move_before(stalls: Stalls) -> None:
+    stalls.moved(20.0)
+    stalls.moved(24.0)
+    stalls.observe([preempted(23.0), scheduled(25.0)], 26.0)
+    assert (stalls.preemptions, stalls.preempted_after_move) == (1, 1)
+
+
 def test_the_admin_form_is_in_milliseconds(stalls: Stalls) -> None:
     stalls.moved(12.9)
     stalls.observe([preempted(13.0), scheduled(13.0)], 13.0012344)
