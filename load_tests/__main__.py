@@ -79,6 +79,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    if not any(options.results.glob("*/*.json")):
+        raise ScenarioError(f"{options.results} has no results; `run` and `simulate` write them")
     for kind in (report, priority_report, scaling_report):
         if table := kind.write(options.results):
             print(table, end="\n\n")
@@ -89,13 +91,14 @@ def _scenarios(options: argparse.Namespace) -> list[Scenario]:
     changes = {
         key: value
         for key in ("requests", "rates", "policies", "instances", "seed")
-        if (value := getattr(options, key)) is not None
+        if (value := getattr(options, key, None)) is not None
     }
     scenarios = [load_scenario(name).changed(**changes) for name in options.scenarios]
     variants = [variant for scenario in scenarios for variant in scenario.each()]
     for variant in variants:
+        variant.trace_at(variant.rates[0])  # what is wrong is told now, not when its turn comes
         for policy in variant.policies:
-            variant.fleet_config(policy)  # now, and not when its turn comes
+            variant.fleet_config(policy)
     return variants
 
 
@@ -120,6 +123,12 @@ def _follow(bar: tqdm, ended: object, stop: threading.Event) -> None:
         bar.refresh()
 
 
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return count
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m load_tests", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -131,18 +140,20 @@ def _options() -> argparse.Namespace:
     )
     scenario.add_argument("--requests", type=int, help="instead of the scenario's")
     scenario.add_argument("--rates", type=float, nargs="+", help="requests/s")
-    scenario.add_argument("--policies", nargs="+")
     scenario.add_argument("--instances", type=int)
     scenario.add_argument("--seed", type=int)
 
-    command = commands.add_parser("simulate", parents=[scenario], help="under a virtual clock")
-    command.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    fleet = argparse.ArgumentParser(add_help=False, parents=[scenario])
+    fleet.add_argument("--policies", nargs="+")
+
+    command = commands.add_parser("simulate", parents=[fleet], help="under a virtual clock")
+    command.add_argument("--jobs", type=_count, default=os.cpu_count(), help="runs at a time")
     command.set_defaults(command=_simulate)
     command = commands.add_parser(
         "bound", parents=[scenario], help="one pool of memory: what a policy comes close to"
     )
     command.set_defaults(command=_bound)
-    command = commands.add_parser("run", parents=[scenario], help="on the real fleet, over HTTP")
+    command = commands.add_parser("run", parents=[fleet], help="on the real fleet, over HTTP")
     command.set_defaults(command=_run)
     command = commands.add_parser("report", parents=[common], help="tables and figures of all runs")
     command.set_defaults(command=_report)

@@ -24,6 +24,9 @@ SAMPLE_S = 0.5
 HISTORY_S = 15.0
 """The fleet shows the last 1,000 requests that ended: enough for 60 requests/s."""
 
+LAST_TRIES = 5
+"""Times to ask for what came of the last requests."""
+
 UP_S = 600.0
 """For all instances of a large fleet on a small machine."""
 
@@ -100,6 +103,17 @@ class Watch:
             with suppress(ServerFailed):
                 await self.collect()
 
+    async def collect_last(self) -> None:
+        """`collect`, for a run that is not to be lost for it: asked again while nobody answers.
+
+        Raises ServerFailed.
+        """
+        for _ in range(LAST_TRIES - 1):
+            with suppress(ServerFailed):
+                return await self.collect()
+            await asyncio.sleep(SAMPLE_S)
+        await self.collect()
+
     async def collect(self) -> None:
         """What the fleet knows of requests now. Raises ServerFailed."""
         self.requests.update({one["request_id"]: one for one in await self._fleet.requests()})
@@ -136,7 +150,7 @@ class Player:
         for task in watching:
             task.cancel()
         await asyncio.gather(*watching, return_exceptions=True)
-        await self._watch.collect()
+        await self._watch.collect_last()
         if not self._watch.samples:
             raise ServerFailed("the fleet never told its loads")
         return self._run(trace, records, start, duration)
@@ -173,6 +187,7 @@ class Player:
         ]
         samples = [Sample(at - start, _loads(fleet)) for at, fleet in self._watch.samples]
         start_unix = time.time() - (time.perf_counter() - start)
+        lag = [one.arrival - due.at for one, due in zip(served, trace, strict=True)]
         drift = [load.emulation_drift for load in samples[-1].loads] or [0.0]
         return Run(
             scenario=self._scenario.name,
@@ -190,6 +205,7 @@ class Player:
                 for move in _moves(one.request_id, known, start_unix)
             ],
             facts={
+                "worst_lag_ms": 1000 * max(lag),
                 "worst_drift": max(drift),
                 "mean_drift": statistics.fmean(drift),
                 **_refusals(records),

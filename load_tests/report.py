@@ -121,11 +121,14 @@ def write(folder: Path) -> str:
 
 
 def knee(cells: Cells) -> float | None:
-    """The rate at which Llumnix betters INFaaS++' P99 TTFT most; None where they never meet."""
+    """The rate at which Llumnix betters INFaaS++' P99 TTFT most; None where they never meet.
+
+    A run in which nothing completed counts as none: its latencies are those of nothing.
+    """
     gains = {
         rate: cells[RIVAL, rate]["p99_ttft_ms"] / max(1e-3, result["p99_ttft_ms"])
         for (policy, rate), result in cells.items()
-        if policy == LLUMNIX and (RIVAL, rate) in cells
+        if policy == LLUMNIX and (RIVAL, rate) in cells and result["completed"]
     }
     return max(gains, key=lambda rate: gains[rate], default=None)
 
@@ -199,7 +202,7 @@ def _ratio_rows(cells: Cells) -> list[list[str]]:
     return [
         [*_named((policy, rate)), *(_ratio(cells, policy, rate, key) for key in RATIOS.values())]
         for policy, rate in _places(cells)
-        if policy != LLUMNIX and (LLUMNIX, rate) in cells
+        if policy != LLUMNIX and (LLUMNIX, rate) in cells and cells[LLUMNIX, rate]["completed"]
     ]
 
 
@@ -241,11 +244,12 @@ def _section(cells: Cells, folder: Path, backend: str) -> list[str]:
 
 
 def _setting(cells: Cells) -> str:
-    result = next(iter(cells.values()))
-    return (
-        f"{result['instances']} instances of {result['model_id']},"
-        f" {result['num_prompts']:,} requests in each run."
+    settings = {(r["instances"], r["num_prompts"]): r["model_id"] for r in cells.values()}
+    runs = (
+        f"{instances:,} instances of {settings[instances, requests]}, {requests:,} requests"
+        for instances, requests in sorted(settings)
     )
+    return f"{'; '.join(runs)} in each run."
 
 
 def _at_knee(cells: Cells, folder: Path, backend: str) -> list[str]:

@@ -36,7 +36,9 @@ def save(run: Run, folder: Path) -> Result:
     path = folder / run.scenario / f"{run.backend}-{run.policy}-{run.rate:g}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     result = to_json(run)
-    path.write_text(json.dumps(result) + "\n")
+    unfinished = path.with_suffix(".part")  # of a run that is killed here, no half is read
+    unfinished.write_text(json.dumps(result) + "\n")
+    unfinished.replace(path)
     return result
 
 

@@ -79,7 +79,7 @@ def costs(folder: Path) -> Iterator[Cost]:
     for backend in BACKENDS:
         for name, policy, rate, result in runs_below(folder, backend):
             scenario, _, variant = name.partition("@")
-            if len(set(present(result))) > 1:
+            if result["completed"] and len(set(present(result))) > 1:
                 yield Cost(backend, scenario, variant, rate, policy, result)
 
 

@@ -42,7 +42,7 @@ SCENARIOS = Path(__file__).parent / "scenarios"
 SET_ELSEWHERE = {
     ("replicas",): "instances",
     ("autoscaling", "max"): "instances",
-    ("engine", "emulated", "profile"): "profile",
+    ("engine",): "profile",
     ("dispatch",): "policies",
     ("migration", "enabled"): "policies",
 }
@@ -99,7 +99,8 @@ class ArrivalsConfig(Section):
 
 
 def _source(value: Any) -> str:
-    return "<file>" if isinstance(value, Mapping) and "file" in value else "<lengths>"
+    is_file = isinstance(value, FileConfig) or (isinstance(value, Mapping) and "file" in value)
+    return "<file>" if is_file else "<lengths>"
 
 
 Source = Annotated[
@@ -130,7 +131,9 @@ class Scenario(Section):
         default="a10-llama-7b", description="what the emulated engines are, in load_tests/profiles"
     )
     policies: list[str] = Field(
-        default_factory=lambda: list(BASELINES), description="of load_tests/baselines.py"
+        default_factory=lambda: list(BASELINES),
+        min_length=1,
+        description="of load_tests/baselines.py",
     )
     seed: int = Field(default=0, ge=0, description="of all that is drawn at random")
     args: dict[str, Any] = Field(
@@ -140,6 +143,13 @@ class Scenario(Section):
         default_factory=dict,
         description="further changes to `args`, by name; each makes a scenario NAME@VARIANT",
     )
+
+    @field_validator("rates")
+    @classmethod
+    def _each_once(cls, rates: list[float]) -> list[float]:
+        if len(set(rates)) < len(rates):
+            raise ValueError("each rate once: results are kept by rate")
+        return rates
 
     @field_validator("policies")
     @classmethod
@@ -188,7 +198,7 @@ class Scenario(Section):
             raise ScenarioError(f"{self.name}: {error}") from None
 
     def _instances(self) -> dict[str, Any]:
-        scaled = "autoscaling" in self.args
+        scaled = self.args.get("autoscaling") is not None
         return {"autoscaling": {"max": self.instances}} if scaled else {"replicas": self.instances}
 
     def each(self) -> list["Scenario"]:
@@ -250,7 +260,7 @@ def _validated(content: Mapping[str, Any], where: str) -> Scenario:
 def _mapping(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ScenarioError(f"{file.name}: no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ScenarioError(f"{file.name}: must be a mapping of keys")

@@ -49,12 +49,21 @@ def run(scenario: Scenario, policy: str, rate: float) -> Run:
 def run_all(
     scenario: Scenario, cells: Sequence[tuple[str, float]], jobs: int, ended: Any
 ) -> Iterator[Run]:
-    """All (policy, rate) cells, `jobs` at a time, as they end. `ended` counts requests."""
+    """All (policy, rate) cells, `jobs` at a time, as they end. `ended` counts requests.
+
+    Whatever ends this early, an interrupt or a run that failed, ends the runs under way.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, _init, (ended,)) as pool:
         runs = [pool.submit(run, scenario, policy, rate) for policy, rate in cells]
-        for done in as_completed(runs):
-            yield done.result()
+        try:
+            for done in as_completed(runs):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
 
 
 def _init(ended: Any) -> None:

@@ -29,12 +29,15 @@ class VirtualClient:
         network: Network,
         priorities: dict[str, PriorityClass],
         seed: int,
+        longest: int,
     ) -> None:
+        """`longest`: tokens of a request, output included, that an instance takes at most."""
         self._scheduler = scheduler
         self._network = network
         self._priorities = priorities
         self._admission = Admission(priorities)
         self._seed = seed
+        self._longest = longest
         self._encoder = MsgpackEncoder()
         self._live: dict[str, tuple[Entry, Served]] = {}
         self.start = 0.0
@@ -58,6 +61,9 @@ class VirtualClient:
             request.priority,
         )
         self.served.append(served)
+        if request.input_tokens + request.output_tokens > self._longest:
+            served.error = f"HTTP 400: an instance takes {self._longest} tokens"
+            return
         arrival = (request.priority, request.input_tokens, self.now())
         if full := self._admission.check(*arrival):
             served.error = f"{REFUSED}: {full.detail}"

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 from app.config import FleetConfig
 from app.main import pairing_rule, scaling_rule
+from deployments import engine_config
 from deployments.emulated.profile import load_profile
 from deployments.messages import Orders, Report
 from deployments.policy.global_scheduler import GlobalScheduler
@@ -42,7 +43,10 @@ class Simulation:
         self._scheduler = GlobalScheduler(
             config.dispatch, pairing_rule(config), random.Random(seed)
         )
-        self._client = VirtualClient(self._scheduler, self._network, config.priorities, seed)
+        longest = engine_config.build(config.model, config.engine).model_config.max_model_len
+        self._client = VirtualClient(
+            self._scheduler, self._network, config.priorities, seed, longest
+        )
         self._controller = Controller(
             self._make, self._scheduler, scaling_rule(config), self._network.delays.load
         )

@@ -139,6 +139,24 @@ def test_without_a_rival_there_is_no_knee(tmp_path):
     assert "memory.svg" not in shown
 
 
+def test_a_run_in_which_nothing_completed_is_no_gain():
+    failed = a_run([request("a", error="HTTP 400")], rate=12.0)
+    cells = cells_of(
+        of_ttft(1.0, rate=6.0), of_ttft(2.0, policy="infaas", rate=6.0),
+        failed, of_ttft(9.0, policy="infaas", rate=12.0),
+    )  # fmt: skip
+    assert report.knee(cells) == 6.0
+    assert [row["req/s"] for row in rows(report.ratio_table(cells))] == ["6"]
+
+
+def test_runs_of_other_sizes_are_named(tmp_path):
+    save(of_ttft(1.0, rate=6.0), tmp_path)
+    save(of_ttft(1.0, rate=96.0, instances=1024), tmp_path)
+    report.write(tmp_path)
+    sizes = "2 instances of emulated, 4 requests; 1,024 instances of emulated, 4 requests"
+    assert f"\n{sizes} in each run.\n" in (tmp_path / "m-m/report.md").read_text()
+
+
 def test_folders_of_other_results_are_left_alone(tmp_path):
     (tmp_path / "migration").mkdir()
     (tmp_path / "migration" / "migration.json").write_text("{}")

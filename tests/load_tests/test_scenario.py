@@ -185,6 +185,8 @@ def test_a_file_that_is_too_short(scenario, burstgpt):
         ({"trace": {"file": "x", "format": "csv"}}, "trace.format: 'csv' is not known"),
         ({"trace": "M"}, "trace: must be a mapping of keys, not 'M'"),
         ({"rates": []}, "rates: "),
+        ({"rates": [1.0, 2.0, 1.0]}, "rates: each rate once"),
+        ({"policies": []}, "policies: "),
         ({"rates": [1.0, 0]}, "rates.1: must be greater than 0, not 0"),
         ({"requests": "many"}, "requests: must be a valid integer, not 'many'"),
         ({"policies": ["lumnix"]}, "policies: 'lumnix' is not known; did you mean 'llumnix'?"),
@@ -200,6 +202,7 @@ def test_a_file_that_is_too_short(scenario, burstgpt):
         ),
         ({"args": {"replicas": 2}}, "args: replicas cannot be set here, 'instances' does that"),
         ({"args": {"autoscaling": {"max": 2}}}, "args: autoscaling.max cannot be set here"),
+        ({"args": {"engine": "vllm"}}, "args: engine cannot be set here, 'profile' does that"),
         ({"variants": {"x": {"replicas": 2}}}, "variants: replicas cannot be set here"),
         ({"args": {"migration": {"enabled": True}}}, "args: migration.enabled cannot be set here"),
     ],
@@ -220,6 +223,17 @@ def test_no_scenario_at_all(tmp_path, text, problem):
     file.write_text(text)
     with pytest.raises(ScenarioError, match=rf"broken.yaml: {problem}[^\n]*$"):
         load_scenario(str(file))
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ScenarioError, match=r"broken.yaml: no YAML"):
+        load_scenario(str(file))
+
+
+def test_to_scale_by_nothing_is_not_to_scale(scenario):
+    assert scenario(args={"autoscaling": None}, instances=4).fleet_config("llumnix").replicas == 4
 
 
 def test_no_such_scenario():

@@ -1,5 +1,6 @@
 """A small fleet under the virtual clock: every token arrives, each run is the same, moves help."""
 
+import multiprocessing
 import random
 import time
 from collections.abc import Mapping
@@ -176,6 +177,29 @@ def test_a_scenario_says_what_is_simulated(profile: str, tiny_llama: Path, tmp_p
     )
     assert [one.error for one in run.served] == [""] * 3
     assert {load.replica_id for load in run.samples[-1].loads} == {"i0000", "i0001"}
+
+
+def test_a_request_that_no_instance_could_hold_is_refused_as_by_the_fleet(args):
+    """With the fleet's own word; in an engine it would run for ever."""
+    too_long, short = TraceRequest(0.0, 1000, 30), TraceRequest(0.1, *SHORT)
+    first, second = play(args, [too_long, short]).served
+    assert (first.error, second.error) == ("HTTP 400: an instance takes 1024 tokens", "")
+
+
+def test_a_run_that_fails_ends_the_others(tmp_path: Path, tiny_llama: Path) -> None:
+    scenario = {
+        "trace": {"input": "S", "output": "S"},
+        "requests": 400,
+        "rates": [50.0],
+        "args": {"model": {"model_source": str(tiny_llama)}},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(scenario))
+    ended = multiprocessing.get_context("spawn").Value("q", 0)
+    mine = load_scenario(str(tmp_path / "mine.yaml"))
+    cells = [("no such policy", 50.0), ("llumnix", 50.0), ("infaas", 50.0)]
+    with pytest.raises(KeyError, match="no such policy"):
+        list(simulate.run_all(mine, cells, 1, ended))
+    assert ended.value < 400
 
 
 def test_an_engine_that_fails_ends_the_run(args, monkeypatch):
