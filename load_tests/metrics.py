@@ -1,11 +1,11 @@
 """From records to the numbers that `vllm bench serve` reports, under the same JSON keys."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from load_tests.client import Record
 
-PERCENTILES = (95, 99)
+PERCENTILES = (50, 95, 99)
 
 Numbers = dict[str, float]
 
@@ -19,6 +19,18 @@ def percentile(values: Sequence[float], q: float) -> float:
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def spread(name: str, seconds: Iterable[float]) -> Numbers:
+    """Mean, median, standard deviation and PERCENTILES in milliseconds; 0 of nothing."""
+    ordered = sorted(seconds)  # which makes it cheap for `percentile` to sort it again
+    numbers = {
+        f"mean_{name}_ms": statistics.fmean(ordered) if ordered else 0.0,
+        f"median_{name}_ms": percentile(ordered, 50),
+        f"std_{name}_ms": statistics.pstdev(ordered) if ordered else 0.0,
+    }
+    numbers |= {f"p{q}_{name}_ms": percentile(ordered, q) for q in PERCENTILES}
+    return {key: 1000 * value for key, value in numbers.items()}
 
 
 def summarize(records: Sequence[Record], duration: float) -> Numbers:
@@ -36,10 +48,10 @@ def summarize(records: Sequence[Record], duration: float) -> Numbers:
         "output_throughput": output_tokens / duration,
         "total_token_throughput": (input_tokens + output_tokens) / duration,
     }
-    numbers |= _spread("ttft", [record.ttft for record in good])
-    numbers |= _spread("tpot", [record.tpot for record in good])
-    numbers |= _spread("itl", [gap for record in good for gap in record.itl])
-    numbers |= _spread("e2el", [record.latency for record in good])
+    numbers |= spread("ttft", [record.ttft for record in good])
+    numbers |= spread("tpot", [record.tpot for record in good])
+    numbers |= spread("itl", [gap for record in good for gap in record.itl])
+    numbers |= spread("e2el", [record.latency for record in good])
     return numbers
 
 
@@ -51,16 +63,6 @@ def median_of(rounds: Sequence[Mapping[str, float]]) -> Numbers:
 def ratio(ours: Mapping[str, float], theirs: Mapping[str, float], key: str) -> float:
     """Ours over theirs; 0 where theirs is 0."""
     return ours[key] / theirs[key] if theirs[key] else 0.0
-
-
-def _spread(name: str, seconds: Sequence[float]) -> Numbers:
-    spread = {
-        f"mean_{name}_ms": statistics.fmean(seconds) if seconds else 0.0,
-        f"median_{name}_ms": percentile(seconds, 50),
-        f"std_{name}_ms": statistics.pstdev(seconds) if seconds else 0.0,
-    }
-    spread |= {f"p{q}_{name}_ms": percentile(seconds, q) for q in PERCENTILES}
-    return {key: 1000 * value for key, value in spread.items()}
 
 
 def _over(

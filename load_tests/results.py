@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.policy.load import InstanceLoad
-from load_tests.metrics import percentile
+from load_tests.metrics import spread
 from load_tests.outcome import Run, Sample, Served
 from migration.snapshot import MigrationRecord
 
@@ -95,19 +95,6 @@ def to_json(run: Run) -> Result:
         "timeline": _timeline(run.samples),
         "facts": run.facts,
     }
-
-
-def spread(name: str, seconds: Iterable[float]) -> dict[str, float]:
-    """Mean, median, standard deviation, P50 and P99 in milliseconds; 0 of nothing."""
-    ordered = sorted(seconds)  # which makes it cheap for `percentile` to sort it again
-    numbers = {
-        "mean": statistics.fmean(ordered) if ordered else 0.0,
-        "median": percentile(ordered, 50),
-        "std": statistics.pstdev(ordered) if ordered else 0.0,
-        "p50": percentile(ordered, 50),
-        "p99": percentile(ordered, 99),
-    }
-    return {f"{key}_{name}_ms": 1000 * value for key, value in numbers.items()}
 
 
 def fragmentation(loads: Iterable[InstanceLoad]) -> float:

@@ -11,7 +11,7 @@ from load_tests.results import POINTS, fragmentation, load_all, save, to_json
 from load_tests.results import load as load_result
 from tests.load_tests.runs import a_run, load, move, request
 
-STATISTICS = ("mean", "median", "std", "p50", "p99")
+STATISTICS = ("mean", "median", "std", "p50", "p95", "p99")
 
 
 def of(*served, **more):
