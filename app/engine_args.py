@@ -17,6 +17,8 @@ RESERVED = {
     "served_model_name": "model.model_id says it",
     "data_parallel_size": "replicas says it",
     "worker_extension_cls": "migration uses it",
+    "mm_processor_cache_gb": "an ingress has no cache in common with all of its engines",
+    "lora_modules": "a fleet loads no adapters",
 }
 
 

@@ -7,6 +7,7 @@ import asyncio
 import math
 import time
 from array import array
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -22,6 +23,9 @@ PARAMETERS = 1024
 
 HELD_MAX = 4096
 """Outputs kept while an earlier one is missing; more are dropped, and the request then fails."""
+
+MIGRATIONS_MAX = 100
+"""The last attempts to move a request that are kept of it."""
 
 State = Literal["waiting", "running", "finished", "aborted", "failed"]
 
@@ -59,7 +63,7 @@ class Entry:
     kept: bool = True
     tokens: "array[int]" = field(default_factory=lambda: array("i"))
     replicas: list[str] = field(default_factory=list)
-    migrations: list[MigrationRecord] = field(default_factory=list)
+    migrations: deque[MigrationRecord] = field(default_factory=lambda: deque(maxlen=MIGRATIONS_MAX))
     held: dict[int, EngineCoreOutput] = field(default_factory=dict)
     call: asyncio.Task[None] | None = None
     open: asyncio.Future[Any] | None = None

@@ -94,9 +94,22 @@ class FleetClient(EngineCoreClient):
         return self._hello.supported_tasks
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
-        """Returns at once: what goes wrong later ends the request by a refusal (`Endings`)."""
+        """Returns at once: what goes wrong later ends the request by a refusal (`Endings`).
+
+        Raises ValueError for input that streams in: each piece comes as a request of the same id.
+        """
+        if request.abort_immediately:
+            return  # it would free what a KV connector holds, and ours has never heard of it
+        if request.resumable:
+            raise ValueError("input that streams in (/v1/realtime) is not supported by a fleet")
         answer = refusals.current.get(None) or Answer(http=False)
-        entry = self._entry(request, answer)
+        try:
+            entry = self._entry(request, answer)
+        except (OverflowError, TypeError, ValueError, msgspec.MsgspecError) as error:
+            # Raised, it would leave the request in vLLM's front end for ever.
+            malformed = Refusal(400, f"the request cannot be sent to an engine: {error}")
+            await self.endings.end(request.request_id, answer, malformed)
+            return
         patient = self._priorities.is_patient(entry.submission.priority_class, request.priority)
         if refusal := self._gate.admit(entry.submission, answer, patient):
             await self.endings.end(request.request_id, answer, refusal)
@@ -158,6 +171,9 @@ class FleetClient(EngineCoreClient):
             await self._turn_away(entry, str(error))
         except GaveUp as error:
             await self._fail(entry, str(error))
+        except Exception as error:  # a mistake of ours: its client must not wait for ever
+            logger.exception("keeping request %s", entry.submission.public_id)
+            await self._fail(entry, f"the ingress failed on it ({type(error).__name__})")
 
     def _abort(self, entry: Entry) -> None:
         self._close(entry)

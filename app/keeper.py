@@ -234,9 +234,8 @@ class Keeper:
         elif late := self._overdue(entry, now):
             raise late
         else:
-            retries = entry.submissions - 2  # so far
-            pause_s = RETRY_PAUSE_S * 2**retries
-            await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))
+            retries = min(entry.submissions - 2, 10)  # so far; soon the pause is the longest
+            await asyncio.sleep(min(RETRY_PAUSE_S * 2**retries, LONGEST_PAUSE_S))
         entry.route = Route(self._vitals.avoid(time.monotonic()))
 
     def _check(self, entry: Entry, why: str) -> None:

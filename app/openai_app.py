@@ -4,6 +4,7 @@ here.
 
 from argparse import Namespace
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -13,13 +14,15 @@ from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.entrypoints.launchers.launcher import validate_api_server_args
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.executor import UniProcExecutor
 
 from app.config import ModelConfig
-from deployments.engine_config import engine_arguments
 
 
 def engine(config: VllmConfig, client: EngineCoreClient) -> AsyncLLM:
@@ -36,9 +39,15 @@ def engine(config: VllmConfig, client: EngineCoreClient) -> AsyncLLM:
 async def openai_app(
     model: ModelConfig, class_keys: Iterable[str], llm: AsyncLLM, tasks: tuple[Any, ...]
 ) -> FastAPI:
-    """vLLM's FastAPI app: all of its routes, errors and metrics."""
+    """vLLM's FastAPI app: all of its routes, errors and metrics.
+
+    Raises KeyError for a parser of tool calls or of reasoning that vLLM does not know.
+    """
     args = server_args(model, class_keys)
+    args.structured_outputs_config = llm.vllm_config.structured_outputs_config
+    _load_parsers(args)
     app = build_app(args, tasks, llm.model_config)
+    app.state.server = SimpleNamespace(should_exit=False)  # an engine's error would set it
     await init_app_state(llm, app.state, args, tasks)
     return app
 
@@ -51,10 +60,16 @@ def server_args(model: ModelConfig, class_keys: Iterable[str]) -> Namespace:
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     args.model = model.model_source
     args.served_model_name = [model.model_id]
-    engine_only = engine_arguments(model)
-    for name, value in model.engine_kwargs.items():
-        if name not in engine_only:
-            setattr(args, name, value)
+    vars(args).update(model.engine_kwargs)
     if envs.VLLM_API_KEY:
         args.api_key = [envs.VLLM_API_KEY, *class_keys]
     return args
+
+
+def _load_parsers(args: Namespace) -> None:
+    """As `vllm serve` does before it starts."""
+    if args.tool_parser_plugin:
+        ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+    if args.reasoning_parser_plugin:
+        ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+    validate_api_server_args(args)

@@ -1,4 +1,4 @@
-"""Refusals: 429 and 503 in place of an answer, or as the end of a stream that has begun.
+"""Refusals: 429, 503 or 400 in place of an answer, or as the end of a stream that has begun.
 
 vLLM's server starts a stream with its status 200 before the engine is asked, so it could not refuse
 one any more. The middleware keeps that start back until there is something to send.
@@ -12,12 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.request_context import openai_error
 
-_KINDS = {429: "RateLimitError", 503: "ServiceUnavailableError"}
+_KINDS = {400: "BadRequestError", 429: "RateLimitError", 503: "ServiceUnavailableError"}
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What a client gets instead of (more) tokens. `status` is 429 or 503."""
+    """What a client gets instead of (more) tokens. `status` is one of _KINDS."""
 
     status: int
     message: str

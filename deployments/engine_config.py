@@ -50,6 +50,8 @@ def build(
         worker_extension_cls=extension,
         **{
             "scheduling_policy": "priority",
+            # With one, an ingress sends an image once, and only the engine that got it knows it.
+            "mm_processor_cache_gb": 0,
             **_engine_defaults(engine),
             **engine_arguments(model),
             "distributed_executor_backend": executor(model),

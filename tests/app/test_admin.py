@@ -10,6 +10,7 @@ from app.admin import admin_router
 from app.entry import Entry
 from app.journal import Journal
 from app.peers import Peers, shown_by
+from deployments.engine_loop import EngineDead
 from deployments.messages import FleetView
 from deployments.pinned import ReplicaGone
 from deployments.policy.load import InstanceLoad
@@ -68,6 +69,7 @@ class World:
         self.calls = []
         self.scheduler_answers = True
         self.undrain = None
+        self.dead = set()
         self.migrate = lambda destination: record(destination=destination)
         self.journal, self.other = Journal(1000), Journal(1000)
         self.other_answers = True
@@ -79,7 +81,7 @@ class World:
                     self.migrate(to),
                 )[1],
                 "set_draining": lambda at, on: self.note("draining", at, on) or self.undrain,
-                "load": lambda at: next(load for load in LOADS if load.replica_id == at),
+                "load": self._load,
             }
         )
         scheduler = FakeHandle({"view": self._view})
@@ -100,6 +102,11 @@ class World:
         if not self.scheduler_answers:
             raise TimeoutError
         return FleetView(LOADS, {"completed": 7, "refused": 1})
+
+    def _load(self, replica_id):
+        if replica_id in self.dead:
+            raise EngineDead("the step thread ended")
+        return next(load for load in LOADS if load.replica_id == replica_id)
 
     def _other(self):
         if not self.other_answers:
@@ -160,6 +167,13 @@ def test_without_the_scheduler_the_replicas_are_asked(world):
 
     assert answer["scheduler"] == "bypassed"
     assert [r["replica_id"] for r in answer["replicas"]] == ["a", "b", "c"]
+
+
+def test_without_the_scheduler_a_dead_engine_is_left_out(world):
+    world.http.get("/fleet")
+    world.scheduler_answers, world.dead = False, {"c"}
+    shown = world.http.get("/fleet").json()["replicas"]
+    assert [each["replica_id"] for each in shown] == ["a", "b"]
 
 
 def test_a_request_is_found_by_each_of_its_ids(world):

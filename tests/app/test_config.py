@@ -282,6 +282,10 @@ def test_a_loaded_configuration_does_not_change():
             "model.engine_kwargs.model: cannot be set here, model.model_source says it",
         ),
         (
+            engine(mm_processor_cache_gb=4),
+            "model.engine_kwargs.mm_processor_cache_gb: cannot be set here, an ingress has no",
+        ),
+        (
             engine(tensor_parallel_size=0),
             "model.engine_kwargs.tensor_parallel_size: must be a whole number of at least 1",
         ),

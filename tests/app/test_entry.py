@@ -6,7 +6,7 @@ import pytest
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutput
 
 from app import entry as entry_module
-from app.entry import Entry
+from app.entry import MIGRATIONS_MAX, Entry
 from deployments.messages import Route
 from migration.snapshot import MigrationRecord
 from tests.app.entries import entry, output, submission, tokens
@@ -184,6 +184,16 @@ def test_until_a_replica_says_that_it_has_a_request_it_is_where_it_was_sent():
 
 
 # --- as it is shown ----------------------------------------------------------------------------
+
+
+def test_of_attempts_to_move_it_only_the_last_ones_are_kept():
+    it = entry()
+    it.migrations.extend(
+        MigrationRecord("r1", "a", f"b{n}", "balance", "refused") for n in range(300)
+    )
+    shown = it.to_json()["migrations"]
+    assert len(shown) == MIGRATIONS_MAX
+    assert shown[-1]["to"] == "b299"
 
 
 def test_the_admin_form_has_the_contract_s_keys():

@@ -4,12 +4,15 @@ import asyncio
 import json
 import pickle
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from vllm.engine.protocol import StreamingInput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from app import front_end
@@ -40,9 +43,12 @@ class World:
     replicas: FakeReplicas
     posts: list[asyncio.Task[httpx.Response]] = field(default_factory=list)
 
-    async def post(self, path: str = COMPLETIONS, **body: Any) -> httpx.Response:
+    async def post(
+        self, path: str = COMPLETIONS, headers: dict[str, str] | None = None, **body: Any
+    ) -> httpx.Response:
+        body = {"model": "tiny", "max_tokens": 3, **body}
         async with asyncio.timeout(20):
-            return await self.http.post(path, json={"model": "tiny", "max_tokens": 3, **body})
+            return await self.http.post(path, json=body, headers=headers)
 
     async def begun(self, *, owned: bool = True, **body: Any) -> list[str]:
         """Post a request that goes on by itself; the ids of what it asks of the engines."""
@@ -61,22 +67,39 @@ class World:
         )
 
 
-@pytest.fixture(scope="module")
-def config(tiny_llama: Path) -> FleetConfig:
-    model = {"model_id": "tiny", "model_source": str(tiny_llama), "engine_kwargs": ENGINE}
+def config_of(tiny_llama: Path, **engine_kwargs: str) -> FleetConfig:
+    arguments = {**ENGINE, **engine_kwargs}
+    model = {"model_id": "tiny", "model_source": str(tiny_llama), "engine_kwargs": arguments}
     priorities = {"normal": {"max_queued_tokens": 10}, "high": {"priority": -10}}
     recovery = {"max_recoveries": 0}
     return load({"model": model, "priorities": priorities, "recovery": recovery})
 
 
-@pytest.fixture(scope="module")
-def hello(config: FleetConfig) -> Hello:
+def hello_of(config: FleetConfig) -> Hello:
     vllm_config = engine_config.build(config.model, config.engine)
     return Hello(pickle.dumps(vllm_config), 512, 100, ("generate",), "fingerprint")
 
 
+@pytest.fixture(scope="module")
+def config(tiny_llama: Path) -> FleetConfig:
+    return config_of(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def hello(config: FleetConfig) -> Hello:
+    return hello_of(config)
+
+
 @pytest.fixture
 async def world(
+    config: FleetConfig, hello: Hello, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    async with a_world(config, hello, monkeypatch) as world:
+        yield world
+
+
+@asynccontextmanager
+async def a_world(
     config: FleetConfig, hello: Hello, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[World]:
     replicas = FakeReplicas()
@@ -213,3 +236,62 @@ async def test_refusals_do_not_count_in_vllms_latencies(world: World):
         line for line in metrics.splitlines() if "time_to_first_token_seconds_count{" in line
     )
     assert line.endswith(" 1.0")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_a_number_that_no_message_can_hold_is_the_clients_mistake(world: World, n):
+    headers = {"X-Vllm-Priority": str(10**30)}
+
+    response = await world.post(prompt="abc", n=n, temperature=1, headers=headers)
+
+    assert response.status_code == 400
+    assert "cannot be sent to an engine" in response.json()["error"]["message"]
+    assert world.replicas.submitted == {}
+    assert world.forgotten()
+
+
+async def test_an_error_of_ours_is_a_500_in_openais_form(world: World, monkeypatch):
+    async def fail(request: object) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(world.llm.engine_core, "add_request_async", fail)
+    response = await world.post(prompt="abc")
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "InternalServerError"
+
+
+async def test_what_would_free_memory_of_a_kv_connector_is_no_request(world: World):
+    await world.llm.notify_kv_transfer_request_rejected("r1", {"do_remote_prefill": True})
+    assert world.llm.engine_core.journal.live() == []
+
+
+async def test_input_that_streams_in_is_refused(world: World):
+    async def pieces() -> AsyncIterator[StreamingInput]:
+        yield StreamingInput({"prompt_token_ids": [1, 2, 3]})
+
+    parameters = SamplingParams(output_kind=RequestOutputKind.DELTA)
+    with pytest.raises(ValueError, match="not supported by a fleet"):
+        async for _ in world.llm.generate(pieces(), parameters, "r1"):
+            pass
+    assert world.replicas.submitted == {}
+    assert world.forgotten()
+
+
+async def test_reasoning_is_told_apart_as_the_yaml_says(tiny_llama: Path, monkeypatch):
+    config = config_of(tiny_llama, reasoning_parser="granite")
+    async with a_world(config, hello_of(config), monkeypatch) as world:
+        (request_id,) = await world.begun(
+            path=CHAT, messages=[{"role": "user", "content": "a"}], max_tokens=99
+        )
+        said = "Here is my thought process: hm. Here is my response: yes."
+        world.replicas.send(request_id, 0, list(said.encode()), last=True)
+        (response,) = await asyncio.gather(*world.posts)
+    message = response.json()["choices"][0]["message"]
+    assert (message["reasoning"].strip(), message["content"].strip()) == ("hm.", "yes.")
+
+
+async def test_a_parser_that_is_not_known_is_named_at_the_start(tiny_llama: Path, monkeypatch):
+    config = config_of(tiny_llama, enable_auto_tool_choice=True, tool_call_parser="hermse")
+    with pytest.raises(KeyError, match="invalid tool call parser: hermse"):
+        async with a_world(config, hello_of(config), monkeypatch):
+            pass

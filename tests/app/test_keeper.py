@@ -526,3 +526,33 @@ async def test_a_stop_string_that_is_found_late_ends_a_request_that_was_lost_mea
     await asyncio.sleep(2 * PLACE_S)
     assert ingress.shown()["state"] == "finished"
     assert list(ingress.replicas.submitted) == ["r1", "r1~2"]
+
+
+@virtually
+async def test_a_lost_request_may_wait_for_an_hour(start):
+    ingress = start(wait_s=3600)
+    await ingress.begin(10)
+    await die(ingress)
+    for number in range(2, 1200):
+        ingress.replicas.fail(f"r1~{number}", NoInstance("all are draining"))
+        await asyncio.sleep(2 * LONGEST_PAUSE_S)
+    await ingress.go_on("r1~1200", 11)
+    assert ingress.tokens == {"r1": [10, 11]}
+
+
+@virtually
+async def test_a_mistake_in_the_keeper_ends_the_request_and_is_logged(start, monkeypatch, caplog):
+    ingress = start()
+
+    async def fail(entry):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ingress.client._keeper, "keep", fail)
+    answer = await ingress.add("r1")
+    await at_once()
+    assert answer.refusal is not None
+    assert answer.refusal.message == (
+        "the request failed: the ingress failed on it (ZeroDivisionError); try again"
+    )
+    assert "ZeroDivisionError" in caplog.text
+    assert ingress.client.journal.live() == []

@@ -12,9 +12,12 @@ class Server(BaseHTTPRequestHandler):
 
     failures = 2
     completions = 0
+    key = None
 
     def do_GET(self):
-        self.reply({"data": [{"id": "tiny"}]})
+        expected = self.key and f"Bearer {self.key}"
+        known = self.headers["Authorization"] == expected
+        self.reply({"data": [{"id": "tiny"}]}, 200 if known else 401)
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -57,3 +60,10 @@ def test_it_ends_with_its_parent(monkeypatch, capsys):
     monkeypatch.setattr(wait.os, "getppid", lambda: next(parents))
     assert wait.main("http://127.0.0.1:9") == 1
     assert capsys.readouterr().out == ""
+
+
+def test_it_has_the_key_that_vllm_asks_for(monkeypatch, port, capsys):
+    monkeypatch.setattr(Server, "key", "sk-all")
+    monkeypatch.setenv("VLLM_API_KEY", "sk-all")
+    assert wait.main(f"http://127.0.0.1:{port}") == 0
+    assert "ready" in capsys.readouterr().out

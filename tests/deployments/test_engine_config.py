@@ -1,9 +1,10 @@
-"""Which instances a request can move between."""
+"""What all engines are told, and which of them a request can move between."""
 
 import pytest
+from vllm.engine.arg_utils import AsyncEngineArgs
 
 from app.config import EngineConfig, ModelConfig
-from deployments.engine_config import fingerprint
+from deployments.engine_config import build, fingerprint
 
 VLLM = EngineConfig()
 EMULATED = EngineConfig.model_validate({"emulated": {"profile": "a10-llama-7b"}})
@@ -34,3 +35,8 @@ def test_what_only_the_front_end_knows_does_not(changed):
 def test_the_order_of_arguments_does_not():
     either, other = model(block_size=32, seed=1), model(seed=1, block_size=32)
     assert fingerprint(either, VLLM) == fingerprint(other, VLLM)
+
+
+def test_no_engine_counts_on_an_image_that_another_one_was_sent(monkeypatch):
+    monkeypatch.setattr(AsyncEngineArgs, "create_engine_config", lambda self, _: self)
+    assert build(model(), VLLM).mm_processor_cache_gb == 0
