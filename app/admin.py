@@ -198,7 +198,8 @@ def admin_router(
     def authorize(authorization: Annotated[str | None, Header()] = None) -> None:
         sent = (authorization or "").removeprefix("Bearer ")
         if api_key is not None and not secrets.compare_digest(sent.encode(), api_key.encode()):
-            raise refusal(401, "the admin API needs `Authorization: Bearer <admin.api_key>`")
+            key = "`Authorization: Bearer <key>` (admin.api_key, or VLLM_API_KEY)"
+            raise refusal(401, f"the admin API needs {key}")
 
     router = APIRouter(prefix="/fleet", dependencies=[Depends(authorize)])
 

@@ -214,7 +214,9 @@ class AdminConfig(Section):
 
     enabled: bool = Field(default=True, description="serve it; its routes answer 404 otherwise")
     api_key: NonEmpty | None = Field(
-        default=None, repr=False, description="the bearer token it asks for"
+        default=None,
+        repr=False,
+        description="the bearer token it asks for; by default VLLM_API_KEY, if set",
     )
 
 

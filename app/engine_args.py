@@ -18,7 +18,11 @@ RESERVED = {
     "data_parallel_size": "replicas says it",
     "worker_extension_cls": "migration uses it",
     "mm_processor_cache_gb": "an ingress has no cache in common with all of its engines",
+    "enable_lora": "a fleet loads no adapters",
     "lora_modules": "a fleet loads no adapters",
+    "default_mm_loras": "a fleet loads no adapters",
+    "scheduling_policy": "priorities need vLLM's `priority`",
+    "profiler_config": "no route of a fleet starts a profile",
 }
 
 

@@ -40,7 +40,8 @@ class Entry:
     """One request: a completion has one for each of its sequences.
 
     `request_id` is vLLM's; inside the engines its name is `submission.request_id`, another one each
-    time that it is submitted. `aliases` are ids that a client may know it by. `answer`: to its HTTP
+    time that it is submitted. `aliases` are ids that a client may know it by; `siblings`: how many
+    others wanted its public one. `answer`: to its HTTP
     request. `continuable`: whether its tokens are all that it takes to go on elsewhere. `tokens`:
     the output so far, while it is `kept`; `prompt_size`: what its prompt takes, in tokens of four
     bytes (images have few tokens, and many bytes). `over` is set when it has ended.
@@ -64,6 +65,7 @@ class Entry:
     tokens: "array[int]" = field(default_factory=lambda: array("i"))
     replicas: list[str] = field(default_factory=list)
     migrations: deque[MigrationRecord] = field(default_factory=lambda: deque(maxlen=MIGRATIONS_MAX))
+    siblings: int = 0
     held: dict[int, EngineCoreOutput] = field(default_factory=dict)
     call: asyncio.Task[None] | None = None
     open: asyncio.Future[Any] | None = None

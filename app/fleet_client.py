@@ -138,9 +138,11 @@ class FleetClient(EngineCoreClient):
 
     def _entry(self, request: EngineCoreRequest, answer: Answer) -> Entry:
         context = request_context.current.get()
-        priority_class, request.priority = self._priorities.place(
+        # Later turns of an answer (built-in tools) come with a priority that is vLLM's own wish.
+        answer.placed = answer.placed or self._priorities.place(
             context.caller, context.priority_class, request.priority
         )
+        priority_class, request.priority = answer.placed
         response_id = (request.external_req_id or "").removesuffix("-0")
         (encoded,) = self._encoder.encode(request)
         submission = Submission(

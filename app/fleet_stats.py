@@ -23,5 +23,6 @@ class FleetStats:
             stats,
             num_running_reqs=sum(s.num_running_reqs for s in every),
             num_waiting_reqs=sum(s.num_waiting_reqs for s in every),
+            num_skipped_waiting_reqs=sum(s.num_skipped_waiting_reqs for s in every),
             kv_cache_usage=sum(s.kv_cache_usage for s in every) / len(every),
         )

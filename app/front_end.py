@@ -5,7 +5,9 @@ from functools import partial
 
 import ray
 from ray.serve.handle import DeploymentHandle
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp
+from vllm import envs
 from vllm.config import VllmConfig
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -38,8 +40,12 @@ async def build(
     client.endings.connect(partial(llm.abort, internal=True))
     app = await openai_app(config.model, priorities.api_keys, llm, hello.supported_tasks)
     if config.admin.enabled:
-        app.include_router(admin_router(client, peers, replicas, scheduler, config.admin.api_key))
-    return RequestContextMiddleware(RefusalMiddleware(app), priorities), llm, client
+        key = config.admin.api_key or envs.VLLM_API_KEY or None
+        app.include_router(admin_router(client, peers, replicas, scheduler, key))
+    # The innermost, so that vLLM's own middleware, its HTTP metrics too, sees what the client gets.
+    app.user_middleware.append(Middleware(RefusalMiddleware))
+    app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
+    return RequestContextMiddleware(app, priorities), llm, client
 
 
 def _vllm_config(hello: Hello) -> VllmConfig:

@@ -81,10 +81,12 @@ class Journal:
 
     def free_public_id(self, wanted: str) -> str:
         """`wanted`, or with a number where a running request (a sibling of n > 1) has it."""
-        public_id, number = wanted, 0
-        while (entry := self._names.get(public_id)) is not None and not entry.ended:
-            number += 1
-            public_id = f"{wanted}.{number}"
+        first = entry = self._names.get(wanted)
+        public_id = wanted
+        while first is not None and entry is not None and not entry.ended:
+            first.siblings += 1  # counted there: they may be thousands
+            public_id = f"{wanted}.{first.siblings}"
+            entry = self._names.get(public_id)
         return public_id
 
     def open(self, entry: Entry) -> None:

@@ -61,6 +61,8 @@ def server_args(model: ModelConfig, class_keys: Iterable[str]) -> Namespace:
     args.model = model.model_source
     args.served_model_name = [model.model_id]
     vars(args).update(model.engine_kwargs)
+    # It would keep the query of a score in one engine, and look for it in those of the documents.
+    args.enable_flash_late_interaction = False
     if envs.VLLM_API_KEY:
         args.api_key = [envs.VLLM_API_KEY, *class_keys]
     return args

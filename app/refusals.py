@@ -23,20 +23,26 @@ class Refusal:
     message: str
     retry_after_s: int | None = None
 
-    def response(self) -> JSONResponse:
-        """In OpenAI's form."""
-        response = openai_error(self.status, self.message, _KINDS[self.status])
+    def response(self, anthropic: bool) -> JSONResponse:
+        """In the form of the API that was asked, OpenAI's or Anthropic's."""
+        kind = _KINDS[self.status]
+        response = openai_error(self.status, self.message, kind)
+        if anthropic:
+            error = {"type": kind, "message": self.message}
+            response = JSONResponse({"type": "error", "error": error}, self.status)
         if self.retry_after_s is not None:
             response.headers["retry-after"] = str(self.retry_after_s)
         return response
 
     async def send(self, begun: bool, scope: Scope, receive: Receive, send: Send) -> None:
         """All that the client gets (from now on)."""
+        anthropic = scope["path"].endswith("/v1/messages")
+        response = self.response(anthropic)
         if not begun:
-            await self.response()(scope, receive, send)
+            await response(scope, receive, send)
             return
-        error = bytes(self.response().body)
-        last = b"data: %b\n\ndata: [DONE]\n\n" % error
+        form = b"event: error\ndata: %b\n\n" if anthropic else b"data: %b\n\ndata: [DONE]\n\n"
+        last = form % bytes(response.body)
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
@@ -45,12 +51,14 @@ class Answer:
     """The answer to one HTTP request, as FleetClient and the middleware share it.
 
     `admitted`: one of its engine requests was let in, and so are the others (n > 1, several
-    prompts). `begun`: the client has a part of it. `running`: ids of its engine requests. `http`:
-    False where AsyncLLM was called by something else.
+    prompts). `placed`: the class and vLLM priority of all of them. `begun`: the client has a part
+    of it. `running`: ids of its engine requests. `http`: False where AsyncLLM was called by
+    something else, or where the answer is over (what goes on in the background has none).
     """
 
     http: bool = True
     admitted: bool = False
+    placed: tuple[str, int] | None = None
     begun: bool = False
     refusal: Refusal | None = None
     running: set[str] = field(default_factory=set)
@@ -97,6 +105,7 @@ class RefusalMiddleware:
                         await send(one)
 
         await self._app(scope, receive, send_or_refuse)
+        answer.http = False
 
 
 def _may_wait(message: Message, scope: Scope, answer: Answer) -> bool:

@@ -36,7 +36,12 @@ class MigrationWorker:
     rank: int
 
     def mig_prepare(self, threads: int) -> None:
-        """Once, after the engine came up. `threads`: most transfers and joins at once."""
+        """Once, after the engine came up. `threads`: most transfers and joins at once.
+
+        Raises ValueError for a model without a KV cache: there is nothing to place or to move.
+        """
+        if not self._mig_kv():
+            raise ValueError("the model has no KV cache (an encoder): serve it by plain vLLM")
         self._mig_threads = ThreadPoolExecutor(threads, "kv-copy", self._mig_enter_thread)
         self._mig_jobs: OrderedDict[str, Future[int]] = OrderedDict()
         if self._mig_kv()[0].device.type == "cpu" and hasattr(self.model_runner, "requests"):

@@ -17,6 +17,13 @@ def test_gauges_are_those_of_all_replicas():
     assert merged.kv_cache_usage == 0.3
 
 
+def test_those_that_wait_for_something_else_count_as_well():
+    fleet = FleetStats()
+    fleet.merged("a", SchedulerStats(num_skipped_waiting_reqs=2), 0)
+    merged = fleet.merged("b", SchedulerStats(num_skipped_waiting_reqs=1), 1)
+    assert merged.num_skipped_waiting_reqs == 3
+
+
 def test_a_replica_that_is_gone_does_not_count_for_ever():
     fleet = FleetStats()
     fleet.merged("gone", stats(7, 0.9), 0)

@@ -11,17 +11,21 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.middleware import Middleware
 from vllm.engine.protocol import StreamingInput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from app import front_end
+from app import front_end, refusals
 from app.config import FleetConfig, load
+from app.openai_app import openai_app
 from app.peers import Peers
+from app.refusals import Answer
 from deployments import engine_config
 from deployments.consult import NoInstance
 from deployments.messages import Hello
 from tests.app.fakes import FakeIngresses, FakeReplicas
+from tests.app.ingress import a_request
 
 ENGINE = {
     "dtype": "float32",
@@ -295,3 +299,59 @@ async def test_a_parser_that_is_not_known_is_named_at_the_start(tiny_llama: Path
     with pytest.raises(KeyError, match="invalid tool call parser: hermse"):
         async with a_world(config, hello_of(config), monkeypatch):
             pass
+
+
+async def test_vllms_own_middleware_sees_what_the_client_gets(config, hello, monkeypatch):
+    """Its HTTP metrics among them, in which a refusal must not be a success."""
+    statuses = []
+
+    class Spy:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            async def spied(message):
+                statuses.append(message.get("status"))
+                await send(message)
+
+            await self.app(scope, receive, spied)
+
+    async def spied_app(*args):
+        app = await openai_app(*args)
+        app.user_middleware.insert(0, Middleware(Spy))
+        return app
+
+    monkeypatch.setattr(front_end, "openai_app", spied_app)
+    async with a_world(config, hello, monkeypatch) as world:
+        await world.begun(prompt="12345678")
+        assert (await world.post(prompt="abc")).status_code == 429
+    assert statuses == [429, None]
+
+
+async def test_what_vllm_asks_in_the_name_of_a_request_is_of_its_class(world: World):
+    """Later turns of an answer with built-in tools come with a priority of vLLM's own."""
+    answer = Answer()
+    token = refusals.current.set(answer)
+    client = world.llm.engine_core
+    for name, priority in (("turn-1", -10), ("turn-2", -11)):
+        await client.add_request_async(a_request(name, prompt_tokens=2, priority=priority))
+    refusals.current.reset(token)
+    ids = await world.replicas.until_submitted(2)
+    classes = [world.replicas.submitted[request_id].priority_class for request_id in ids]
+    assert classes == ["high", "high"]
+    assert answer.placed == ("high", -10)
+
+
+@pytest.mark.parametrize(("configured", "opens"), [(None, "sk-all"), ("sk-admin", "sk-admin")])
+async def test_the_admin_api_asks_for_a_key_where_vllm_does(
+    config: FleetConfig, hello: Hello, monkeypatch, configured, opens
+):
+    monkeypatch.setenv("VLLM_API_KEY", "sk-all")
+    admin = config.admin.model_copy(update={"api_key": configured})
+    guarded = config.model_copy(update={"admin": admin})
+    async with a_world(guarded, hello, monkeypatch) as world:
+        answers = [
+            (await world.http.get("/fleet/requests", headers=headers)).status_code
+            for headers in ({}, {"Authorization": f"Bearer {opens}"})
+        ]
+    assert answers == [401, 200]

@@ -107,6 +107,24 @@ def test_siblings_get_public_ids_of_their_own():
         opened(book, str(number), wanted)
 
 
+def test_a_name_for_the_last_of_many_siblings_is_found_at_once():
+    """Their number is the client's (`n`), and nothing else is served meanwhile."""
+
+    class Counting(dict):
+        looked_up = 0
+
+        def get(self, *args):
+            Counting.looked_up += 1
+            return super().get(*args)
+
+    book = Journal(MAX_TOKENS)
+    book._names = Counting()
+    for number in range(500):
+        opened(book, f"engine-{number}", book.free_public_id("mine"))
+    assert Counting.looked_up < 3 * 500
+    assert len({it.submission.public_id for it in book.live()}) == 500
+
+
 def test_the_public_id_of_an_ended_request_is_free_again():
     book = Journal(MAX_TOKENS)
     end(book, opened(book, "1", "mine"))

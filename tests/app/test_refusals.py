@@ -177,3 +177,36 @@ async def test_what_is_not_http_passes_untouched():
 
     await RefusalMiddleware(app)({"type": "websocket"}, None, None)  # type: ignore[arg-type]
     assert seen == [("websocket", None)]
+
+
+async def send(begun: bool, path: str) -> tuple[int | None, bytes]:
+    """Status and body of the refusal `NOBODY`."""
+    sent: list[dict[str, Any]] = []
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    await NOBODY.send(begun, {"type": "http", "path": path}, None, keep)  # type: ignore[arg-type]
+    return sent[0].get("status"), sent[-1]["body"]
+
+
+async def test_anthropics_clients_are_refused_in_their_form():
+    status, body = await send(False, "/prefix/v1/messages")
+    error = {"type": "ServiceUnavailableError", "message": "nobody takes it"}
+    assert (status, json.loads(body)) == (503, {"type": "error", "error": error})
+    _, body = await send(True, "/v1/messages")
+    event, data, *end = body.decode().split("\n")
+    assert (event, end) == ("event: error", ["", ""])
+    assert json.loads(data.removeprefix("data: ")) == {"type": "error", "error": error}
+
+
+def test_what_goes_on_after_its_answer_is_not_refused():
+    """A background response: its HTTP request was answered long ago."""
+    answers = []
+
+    async def answer(request: Request) -> JSONResponse:
+        answers.append(current.get())
+        return JSONResponse({})
+
+    assert post(answer).status_code == 200
+    assert not answers[0].refuse(NOBODY)
