@@ -20,6 +20,7 @@ from deployments.reporter import Reporter
 from migration.destination import Limits, MigrateIn
 from migration.engine_seam import EngineSeam
 from migration.links import Links
+from migration.movable import can_redraw
 from migration.protocol.timing import orphan_s
 from migration.snapshot import MigrationRecord, Submission
 from migration.source import MigrateOut
@@ -59,7 +60,7 @@ class Instance:
             num_gpu_blocks=vllm_config.cache_config.num_gpu_blocks or 0,
             supported_tasks=tuple(core.get_supported_tasks()),
             fingerprint=engine_config.fingerprint(config.model, config.engine),
-            can_redraw=self._seam.can_redraw,
+            can_redraw=can_redraw(core),
         )
         self._steps = EngineLoop(core, self._publish, self._on_death)
         self.links = Links(replica_id, self._steps, self._seam, settings.backend)

@@ -86,7 +86,7 @@ class Hello:
     `vllm_config` is the VllmConfig pickled before the EngineCore was made (after that it drags the
     KV cache along: 1 GB); `max_model_len` and `num_gpu_blocks` are what the engine found out.
     `fingerprint`: of the model and the engine configuration (`engine_config.fingerprint`).
-    `can_redraw`: whether seeded requests can go on from their tokens (`EngineSeam.can_redraw`).
+    `can_redraw`: whether seeded requests can go on from their tokens (`migration.movable`).
     """
 
     vllm_config: bytes

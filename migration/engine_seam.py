@@ -13,15 +13,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vllm.sampling_params import SamplingType
 from vllm.v1.core.sched.output import NewRequestData
-from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.serial_utils import MsgpackDecoder
 
+from migration import movable
 from migration.protocol.messages import Refused
 from migration.snapshot import CannotMove, Snapshot, Submission, UnknownRequest
 
@@ -71,6 +70,7 @@ class EngineSeam:
         self.core = core
         self._clients = clients
         self._decoder = MsgpackDecoder(EngineCoreRequest)
+        self._held: dict[str, Reservation] = {}
 
     @property
     def _scheduler(self) -> Any:
@@ -145,26 +145,7 @@ class EngineSeam:
         request = self.requests().get(request_id)
         if request is None or request.is_finished():
             raise UnknownRequest("the request has finished")
-        params = request.sampling_params
-        if params is None:
-            raise CannotMove("pooling requests do not generate, so they are not moved")
-        if request.mm_features or request.prompt_embeds is not None:
-            raise CannotMove("requests with images, audio or embeddings are not moved yet")
-        if request.resumable:
-            raise CannotMove("streaming-input requests are not moved")
-        if params.prompt_logprobs is not None and not request.num_output_tokens:
-            raise CannotMove("prompt logprobs are still being computed")
-        if not (self.in_process or self.core.model_executor.uses_ray):
-            raise CannotMove(
-                "the engine's workers are no Ray actors, so no collective group joins them:"
-                " set distributed_executor_backend to ray"
-            )
-        if self.core.use_spec_decode:
-            raise CannotMove("speculative decoding keeps state that cannot be moved")
-        if len(self._kv.kv_cache_config.kv_cache_groups) != 1:
-            raise CannotMove("hybrid KV caches (more than one group) are not moved yet")
-        if type(self._kv.coordinator.single_type_managers[0]) is not FullAttentionManager:
-            raise CannotMove("models that drop KV blocks (sliding window) are not moved yet")
+        movable.check_movable(self.core, request)
         return request
 
     def inspect(self, submission: Submission) -> Standing:
@@ -241,7 +222,8 @@ class EngineSeam:
         if not self._allocate(request, tokens, hit, hit_tokens):
             return self._no_room()
         (blocks,) = self._kv.get_block_ids(request.request_id)
-        return Reservation(request, blocks, hit_tokens // self.block_size)
+        held = self._held[request_id] = Reservation(request, blocks, hit_tokens // self.block_size)
+        return held
 
     def revive(self, snapshot: Snapshot) -> Reservation:
         """A request whose instance was lost, for `install`; it holds no blocks, and needs no room.
@@ -249,14 +231,9 @@ class EngineSeam:
         Raises CannotMove where nothing but its tokens is known of it, and more is needed.
         """
         request = self._decode(snapshot.submission)
-        if request.mm_features or request.prompt_embeds is not None:
-            raise CannotMove("requests with images, audio or embeddings are not continued yet")
-        params = request.sampling_params
-        if params is None or request.resumable:
-            raise CannotMove("only requests that generate from one prompt are continued")
-        if params.sampling_type is SamplingType.RANDOM_SEED and not self.can_redraw:
-            raise CannotMove("seeded requests cannot be continued exactly by this engine's sampler")
-        params.prompt_logprobs = None  # they came with the first token
+        movable.check_continuable(self.core, request)
+        assert request.sampling_params is not None
+        request.sampling_params.prompt_logprobs = None  # they came with the first token
         request.append_output_token_ids(list(snapshot.output_token_ids))
         return Reservation(request, [], 0)
 
@@ -266,7 +243,7 @@ class EngineSeam:
         tokens = min(tokens, self._kv.max_model_len)
         if tokens <= held:
             return None
-        if not self._has_room(tokens - held, keep_free):
+        if not self._has_room(tokens - held, keep_free, reservation):
             return self._no_room()
         request.num_computed_tokens = held
         allocated = self._allocate(request, tokens)
@@ -276,9 +253,19 @@ class EngineSeam:
         (reservation.block_ids,) = self._kv.get_block_ids(request.request_id)
         return None
 
-    def _has_room(self, tokens: int, keep_free: float) -> bool:
+    def _has_room(
+        self, tokens: int, keep_free: float, reservation: Reservation | None = None
+    ) -> bool:
+        """For a new request, or for more of one that has a reservation.
+
+        Others that move in may be in the middle of their prefill, and will take more than they
+        hold: two that do not fit together would both wait for ever.
+        """
         running, _ = self.counts()
-        return self.blocks_free - self.blocks_for(tokens) > keep_free * (running + 1)
+        others = (each for each in self._held.values() if each is not reservation)
+        lacking = (self.blocks_for(x.request.num_tokens) - len(x.block_ids) for x in others)
+        free = self.blocks_free - sum(max(0, blocks) for blocks in lacking)
+        return free - self.blocks_for(tokens) > keep_free * (running + 1)
 
     def _no_room(self) -> Refused:
         return Refused(f"it has no room: {self.blocks_free} of {self.blocks_total} blocks free")
@@ -307,6 +294,7 @@ class EngineSeam:
 
     def cancel(self, reservation: Reservation) -> None:
         """Give the reserved blocks back."""
+        self._held.pop(reservation.request.request_id, None)
         self._kv.free(reservation.request)
 
     def grammar(self, reservation: Reservation) -> Future[Any] | None:
@@ -328,6 +316,7 @@ class EngineSeam:
         if snapshot.computed_tokens:
             self._kv.cache_blocks(request, snapshot.computed_tokens)
         self._enter(request, snapshot)
+        self._held.pop(request.request_id, None)
 
     def _decode(self, submission: Submission) -> Request:
         wire: EngineCoreRequest = self._decoder.decode(submission.request)
@@ -344,9 +333,13 @@ class EngineSeam:
             if structured is not None and not structured.is_grammar_ready:
                 # Waiting for it in the queue would forget the outputs (moving.md, A5).
                 raise CannotMove("its grammar is not compiled yet")
+            if structured is not None and isinstance(structured.grammar, Exception):
+                raise CannotMove(f"its grammar does not compile here: {structured.grammar}")
             request.status = RequestStatus.PREEMPTED
             request.num_preemptions = max(1, snapshot.preemptions)
-            self.core.structured_output_manager.accept_tokens(request, outputs)
+            if not self.core.structured_output_manager.accept_tokens(request, outputs):
+                # Each engine uses the backend that its first schema needed (vLLM's `auto`).
+                raise CannotMove("the grammar as it is compiled here does not accept its tokens")
             seed = NewRequestData.from_request(request, ([],))
             self.workers("mig_seed", seed, outputs, snapshot.generator)
         if outputs:
@@ -385,18 +378,6 @@ class EngineSeam:
         growth = SLACK_TOKENS + (chunk if prefilling else 0)
         (blocks,) = self._kv.get_block_ids(request.request_id)
         return Standing(snapshot, blocks[: self.blocks_for(computed)], growth)
-
-    @property
-    def can_redraw(self) -> bool:
-        """Whether the number of tokens alone tells how often a seeded request has drawn, and what.
-
-        vLLM's V2 runner draws by position, its V1 runner one `torch.randint` a token on CPUs; there
-        is no telling under speculative decoding, and elsewhere nobody has tried (moving.md, D2).
-        """
-        config = self.core.vllm_config
-        on_cpu = config.device_config.device_type == "cpu"
-        one_draw = on_cpu and not config.model_config.use_fp64_gumbel
-        return not self.core.use_spec_decode and (config.use_v2_model_runner or one_draw)
 
     @property
     def in_process(self) -> bool:

@@ -5,6 +5,7 @@ replica process and the ranks of a distributed executor. Transfers only touch bl
 else writes, so they may run beside the step thread; the rest runs between two steps.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,6 +43,7 @@ class MigrationWorker:
         """
         if not self._mig_kv():
             raise ValueError("the model has no KV cache (an encoder): serve it by plain vLLM")
+        self._mig_thread = threading.local()
         self._mig_threads = ThreadPoolExecutor(threads, "kv-copy", self._mig_enter_thread)
         self._mig_jobs: OrderedDict[str, Future[int]] = OrderedDict()
         if self._mig_kv()[0].device.type == "cpu" and hasattr(self.model_runner, "requests"):
@@ -134,7 +136,7 @@ class MigrationWorker:
                 rng.set_state(torch.frombuffer(bytearray(generator), dtype=torch.uint8))
             elif outputs:
                 torch.randint(0, 2**31, (len(outputs),), generator=rng, device=rng.device)
-        self.model_runner.requests[new.req_id] = CachedRequestState(
+        state = CachedRequestState(
             req_id=new.req_id,
             prompt_token_ids=new.prompt_token_ids,
             mm_features=[],
@@ -145,11 +147,19 @@ class MigrationWorker:
             output_token_ids=list(outputs),
             lora_request=new.lora_request,
         )
+        if getattr(self.model_runner, "uses_mrope", False):  # Qwen-VL; else made for new ones only
+            self.model_runner._init_mrope_positions(state)
+        self.model_runner.requests[new.req_id] = state
 
     def _mig_enter_thread(self) -> None:
-        """A new thread's GPU is the first one, whatever its worker's is."""
+        """A new thread's GPU is the first one, whatever its worker's is; and it needs a stream.
+
+        Made once for each thread: torch deals out 32 streams, again and again, and after some more
+        it would be one that vLLM copies its tokens on.
+        """
         if (device := self._mig_kv()[0].device).type == "cuda":
             torch.cuda.set_device(device)
+            self._mig_thread.stream = torch.cuda.Stream(device)
 
     @contextmanager
     def _mig_side_stream(self, group: str) -> Iterator[None]:
@@ -164,7 +174,7 @@ class MigrationWorker:
             yield
             return
         torch.cuda.synchronize(device)
-        with torch.cuda.stream(torch.cuda.Stream(device)):
+        with torch.cuda.stream(self._mig_thread.stream):
             try:
                 yield
             finally:

@@ -148,6 +148,13 @@ class TestBlocks:
         assert wire.chunks("g/0") == 0
 
 
+def test_a_model_without_a_kv_cache_is_refused_in_one_line():
+    one = MigrationWorker()
+    one.model_runner = SimpleNamespace(kv_caches=[])
+    with pytest.raises(ValueError, match="the model has no KV cache"):
+        one.mig_prepare(1)
+
+
 class TestGroups:
     def test_each_rank_has_its_own(self, make, wire):
         for rank in (0, 1):
@@ -261,6 +268,14 @@ class TestGenerators:
         there = make()
         there.mig_seed(self.request(seed=self.SEED, temperature=0.0), [7], None)
         assert there.mig_generator("r") is None
+
+    def test_positions_in_three_dimensions_are_made_for_it_as_for_a_new_one(self, make):
+        """Of Qwen-VL and its like, text-only requests included."""
+        there, made = make(), []
+        there.model_runner.uses_mrope = True
+        there.model_runner._init_mrope_positions = made.append
+        there.mig_seed(self.request(), [7], None)
+        assert made == [there.model_runner.requests["r"]]
 
     def test_the_v2_runner_keeps_none(self, make):
         one = make()
