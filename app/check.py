@@ -7,6 +7,7 @@ they cost a second, and again where Serve builds the application (`validate_args
 
 import difflib
 import importlib.util
+import logging
 import os
 import sys
 import types
@@ -20,6 +21,8 @@ from pydantic import BaseModel, ValidationError
 from app.config import FleetConfig, load, local_folder
 from app.resources import resources
 from app.validation import ConfigError, hint
+
+logger = logging.getLogger("ray.serve.llumnix")
 
 IMPORT_PATHS = ("app.main:build_app", "app.main.build_app")
 DEPLOYMENTS = ("Ingress", "Scheduler", "LLMReplica")
@@ -37,12 +40,16 @@ def validate_args(args: Mapping[str, Any]) -> FleetConfig:
     """An application's `args`, checked as a whole: for the builder that Serve calls.
 
     Where the cluster may have, or get, other machines, their folders and GPUs are not judged: Serve
-    waits for them. Raises ConfigError.
+    waits for them. Of too few GPUs it only warns: an entry of the file's `deployments:`, which is
+    not seen here, may take less. Raises ConfigError.
     """
     config = load(args)
     if _single_machine():
         _check_model(config)
-        _check_gpus(gpus_wanted(config))
+        try:
+            _check_gpus(gpus_wanted(config))
+        except ConfigError as error:
+            logger.warning("%s; replicas wait for more, unless `deployments:` takes less", error)
     return config
 
 
@@ -76,8 +83,20 @@ def _gpus_of_one(ours: Mapping[str, Any], override: Mapping[str, Any]) -> float:
     """A placement group holds its bundles, whatever the actor within it takes."""
     if bundles := {**ours, **override}.get("placement_group_bundles"):
         return sum(bundle.get("GPU", 0) for bundle in bundles)
-    actor = ours["ray_actor_options"] | (override.get("ray_actor_options") or {})
+    actor = override.get("ray_actor_options") or ours["ray_actor_options"]
     return float(actor.get("num_gpus", 0))
+
+
+def _check_actor_options(ours: Mapping[str, Any], override: Mapping[str, Any]) -> None:
+    """Serve does not merge them: a GPU that is not named again would be taken away."""
+    theirs = override.get("ray_actor_options")
+    for key in ("num_gpus", "accelerator_type"):
+        if theirs and key in ours["ray_actor_options"] and key not in theirs:
+            value = ours["ray_actor_options"][key]
+            raise ConfigError(
+                "deployments.LLMReplica.ray_actor_options: these are instead of ours, so they need"
+                f" {key}, too (ours: {value})"
+            )
 
 
 def _check(content: dict[str, Any]) -> str:
@@ -108,9 +127,15 @@ def _check(content: dict[str, Any]) -> str:
         try:
             config = load(application.get("args") or {})
             _check_model(config)
-            gpus += gpus_wanted(config, overrides.get("LLMReplica"))
+            ours = resources(config)
         except ConfigError as error:
             raise ConfigError(f"{where}.args.{error}") from None
+        override = overrides.get("LLMReplica") or {}
+        try:
+            _check_actor_options(ours, override)
+        except ConfigError as error:
+            raise ConfigError(f"{where}.{error}") from None
+        gpus += gpus_wanted(config, override)
         fleets.append(f"{config.model.model_id}, {_replicas(config)} replicas")
     _check_gpus(gpus)
     return "; ".join(fleets) or "no application of ours"

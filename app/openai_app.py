@@ -15,6 +15,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.entrypoints.launchers.launcher import validate_api_server_args
+from vllm.platforms import current_platform
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -43,7 +44,10 @@ async def openai_app(
 
     Raises KeyError for a parser of tool calls or of reasoning that vLLM does not know.
     """
-    args = server_args(model, class_keys)
+    device = llm.vllm_config.device_config.device_type
+    # On a host without a GPU the parser would look for the device of vLLM's CUDA build, and fail.
+    with patch.object(type(current_platform), "device_type", device):
+        args = server_args(model, class_keys)
     args.structured_outputs_config = llm.vllm_config.structured_outputs_config
     _load_parsers(args)
     app = build_app(args, tasks, llm.model_config)

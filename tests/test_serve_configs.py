@@ -42,7 +42,7 @@ def test_kuberay(tmp_path):
 def test_a_pod_lives_longer_than_a_drain():
     content = yaml.safe_load((CONFIGS / "kuberay" / "rayservice.yaml").read_text())
     (application,) = yaml.safe_load(content["spec"]["serveConfigV2"])["applications"]
-    (replica,) = application["deployments"]
+    (replica,) = (each for each in application["deployments"] if each["name"] == "LLMReplica")
     for group in content["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
         grace = group["template"]["spec"]["terminationGracePeriodSeconds"]
         assert grace > replica["graceful_shutdown_timeout_s"]

@@ -225,6 +225,17 @@ class TestGpus:
         else:
             assert line == f"{wanted} GPUs are asked for by the replicas, but 4 are there"
 
+    def test_actor_options_that_would_take_the_gpu_away_are_an_error(self, content, verdict):
+        application = content["applications"][0]
+        application["deployments"] = [{"name": "LLMReplica", "ray_actor_options": {"num_cpus": 4}}]
+        assert verdict(content) == (
+            "applications.llama.deployments.LLMReplica.ray_actor_options: these are instead of"
+            " ours, so they need num_gpus, too (ours: 1)"
+        )
+        application["args"]["model"]["accelerator_type"] = "L4"
+        application["deployments"][0]["ray_actor_options"]["num_gpus"] = 1
+        assert verdict(content).endswith("they need accelerator_type, too (ours: L4)")
+
     def test_applications_share_them(self, content, verdict):
         first = content["applications"][0]
         first["args"]["replicas"] = 3
@@ -260,10 +271,11 @@ class TestValidateArgs:
             check.validate_args(args)
 
     @pytest.mark.usefixtures("four_gpus")
-    def test_so_are_missing_gpus(self, folder):
+    def test_of_missing_gpus_it_warns(self, folder, caplog):
+        """The file's `deployments:` may ask for less, and is not seen where Serve builds."""
         args = {"model": {"model_id": "tiny", "model_source": str(folder)}, "replicas": 9}
-        with pytest.raises(ConfigError, match="9 GPUs"):
-            check.validate_args(args)
+        assert check.validate_args(args).replicas == 9
+        assert "9 GPUs are asked for by the replicas, but 4 are there" in caplog.text
 
     @pytest.mark.usefixtures("four_gpus")
     def test_in_a_cluster_that_may_grow_they_are_waited_for(self, folder, monkeypatch):

@@ -13,10 +13,12 @@ import httpx
 import pytest
 from starlette.middleware import Middleware
 from vllm.engine.protocol import StreamingInput
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from app import front_end, refusals
+from app import openai_app as openai_app_module
 from app.config import FleetConfig, load
 from app.openai_app import openai_app
 from app.peers import Peers
@@ -355,3 +357,18 @@ async def test_the_admin_api_asks_for_a_key_where_vllm_does(
             for headers in ({}, {"Authorization": f"Bearer {opens}"})
         ]
     assert answers == [401, 200]
+
+
+async def test_a_front_end_needs_no_gpu(config: FleetConfig, hello: Hello, monkeypatch):
+    """Its host may have none, where vLLM's CUDA build knows of no device."""
+    kind = type(current_platform)
+    parser = openai_app_module.make_arg_parser
+
+    def without_device(*args):
+        assert kind.device_type, "vLLM would fail to infer it"
+        return parser(*args)
+
+    monkeypatch.setattr(openai_app_module, "make_arg_parser", without_device)
+    monkeypatch.setattr(kind, "device_type", "")
+    async with a_world(config, hello, monkeypatch) as world:
+        assert (await world.http.get("/v1/models")).status_code == 200
