@@ -5,7 +5,6 @@ from functools import partial
 
 import ray
 from ray.serve.handle import DeploymentHandle
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 from vllm import envs
 from vllm.config import VllmConfig
@@ -15,7 +14,7 @@ from app.admin import admin_router
 from app.config import FleetConfig
 from app.fleet_client import FleetClient
 from app.gate import Gate
-from app.openai_app import engine, openai_app
+from app.openai_app import add_innermost, engine, openai_app
 from app.peers import Peers
 from app.priorities import Priorities
 from app.refusals import RefusalMiddleware
@@ -42,9 +41,7 @@ async def build(
     if config.admin.enabled:
         key = config.admin.api_key or envs.VLLM_API_KEY or None
         app.include_router(admin_router(client, peers, replicas, scheduler, key))
-    # The innermost, so that vLLM's own middleware, its HTTP metrics too, sees what the client gets.
-    app.user_middleware.append(Middleware(RefusalMiddleware))
-    app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
+    add_innermost(app, RefusalMiddleware)
     return RequestContextMiddleware(app, priorities), llm, client
 
 

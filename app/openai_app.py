@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from vllm import envs
 from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -54,6 +55,12 @@ async def openai_app(
     app.state.server = SimpleNamespace(should_exit=False)  # an engine's error would set it
     await init_app_state(llm, app.state, args, tasks)
     return app
+
+
+def add_innermost(app: FastAPI, middleware: type) -> None:
+    """A middleware within vLLM's own, whose HTTP metrics then see what the client gets."""
+    app.user_middleware.append(Middleware(middleware))
+    app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
 
 
 def server_args(model: ModelConfig, class_keys: Iterable[str]) -> Namespace:
