@@ -116,7 +116,8 @@ async def test_forty_streams_on_one_replica_spread_by_themselves(
 
 
 async def test_a_drained_replica_empties_itself(openai: AsyncOpenAI, running: Fleet) -> None:
-    streams = [Stream(f"{i} drain", 1000, f"drained-{i}") for i in range(8)]
+    # Long enough for a few overviews: beside eight streams one can take seconds on two cores.
+    streams = [Stream(f"{i} drain", 2000, f"drained-{i}") for i in range(8)]
     tasks = [asyncio.create_task(stream.run(openai)) for stream in streams]
     overview = await running.until(lambda f: all(r["running"] >= 2 for r in f["replicas"]))
     drained = overview["replicas"][0]["replica_id"]
@@ -134,7 +135,7 @@ async def test_a_drained_replica_empties_itself(openai: AsyncOpenAI, running: Fl
 
     assert still_running > 0
     assert {(stream.finish_reason, len(stream.token_ids)) for stream in streams} == {
-        ("length", 1000)
+        ("length", 2000)
     }
 
 
