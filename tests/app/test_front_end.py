@@ -372,3 +372,9 @@ async def test_a_front_end_needs_no_gpu(config: FleetConfig, hello: Hello, monke
     monkeypatch.setattr(kind, "device_type", "")
     async with a_world(config, hello, monkeypatch) as world:
         assert (await world.http.get("/v1/models")).status_code == 200
+
+
+def test_no_score_keeps_its_query_in_one_engine(config: FleetConfig):
+    """Its documents may be sent to others, which would die of it."""
+    args = openai_app_module.server_args(config.model, [])
+    assert args.enable_flash_late_interaction is False
