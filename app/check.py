@@ -46,8 +46,9 @@ def validate_args(args: Mapping[str, Any]) -> FleetConfig:
     config = load(args)
     if _single_machine():
         _check_model(config)
+        wanted = gpus_wanted(config)
         try:
-            _check_gpus(gpus_wanted(config))
+            _check_gpus(wanted)
         except ConfigError as error:
             logger.warning("%s; replicas wait for more, unless `deployments:` takes less", error)
     return config

@@ -41,10 +41,10 @@ class Entry:
 
     `request_id` is vLLM's; inside the engines its name is `submission.request_id`, another one each
     time that it is submitted. `aliases` are ids that a client may know it by; `siblings`: how many
-    others wanted its public one. `answer`: to its HTTP
-    request. `continuable`: whether its tokens are all that it takes to go on elsewhere. `tokens`:
-    the output so far, while it is `kept`; `prompt_size`: what its prompt takes, in tokens of four
-    bytes (images have few tokens, and many bytes). `over` is set when it has ended.
+    others wanted its public one. `answer`: to its HTTP request. `continuable`: whether its tokens
+    are all that it takes to go on elsewhere. `tokens`: the output so far, while it is `kept`;
+    `prompt_size`: what its prompt takes, in tokens of four bytes (images have few tokens, and many
+    bytes). `over` is set when it has ended.
     `open`: the call to its replica; `route`: where that went, `sent_at`; `attached`: where it has
     moved; `dropped`: why it was cut off here. `owners`: the replicas that had it since it was
     submitted, each with the number of its first token; `strangers`: others that spoke of it.

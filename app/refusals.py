@@ -26,10 +26,11 @@ class Refusal:
     def response(self, anthropic: bool) -> JSONResponse:
         """In the form of the API that was asked, OpenAI's or Anthropic's."""
         kind = _KINDS[self.status]
-        response = openai_error(self.status, self.message, kind)
         if anthropic:
             error = {"type": kind, "message": self.message}
             response = JSONResponse({"type": "error", "error": error}, self.status)
+        else:
+            response = openai_error(self.status, self.message, kind)
         if self.retry_after_s is not None:
             response.headers["retry-after"] = str(self.retry_after_s)
         return response

@@ -20,7 +20,6 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from app import front_end, refusals
 from app import openai_app as openai_app_module
 from app.config import FleetConfig, load
-from app.openai_app import openai_app
 from app.peers import Peers
 from app.refusals import Answer
 from deployments import engine_config
@@ -319,7 +318,7 @@ async def test_vllms_own_middleware_sees_what_the_client_gets(config, hello, mon
             await self.app(scope, receive, spied)
 
     async def spied_app(*args):
-        app = await openai_app(*args)
+        app = await openai_app_module.openai_app(*args)
         app.user_middleware.insert(0, Middleware(Spy))
         return app
 

@@ -337,14 +337,15 @@ async def test_a_lost_request_waits_for_an_instance_for_some_time(start, dead):
 
 
 @virtually
-async def test_while_no_instance_takes_requests_a_lost_one_waits(start):
-    ingress = start()
+@pytest.mark.parametrize(("settings", "last"), [({}, 12), ({"wait_s": 3600}, 1200)])
+async def test_while_no_instance_takes_requests_a_lost_one_waits(start, settings, last):
+    ingress = start(**settings)
     await ingress.begin(10)
     await die(ingress)
-    for number in range(2, 12):
+    for number in range(2, last):
         ingress.replicas.fail(f"r1~{number}", NoInstance("all are draining"))
         await asyncio.sleep(2 * LONGEST_PAUSE_S)
-    await ingress.go_on("r1~12", 11)
+    await ingress.go_on(f"r1~{last}", 11)
     assert ingress.tokens == {"r1": [10, 11]}
     assert ingress.shown()["recoveries"] == 1
 
@@ -526,18 +527,6 @@ async def test_a_stop_string_that_is_found_late_ends_a_request_that_was_lost_mea
     await asyncio.sleep(2 * PLACE_S)
     assert ingress.shown()["state"] == "finished"
     assert list(ingress.replicas.submitted) == ["r1", "r1~2"]
-
-
-@virtually
-async def test_a_lost_request_may_wait_for_an_hour(start):
-    ingress = start(wait_s=3600)
-    await ingress.begin(10)
-    await die(ingress)
-    for number in range(2, 1200):
-        ingress.replicas.fail(f"r1~{number}", NoInstance("all are draining"))
-        await asyncio.sleep(2 * LONGEST_PAUSE_S)
-    await ingress.go_on("r1~1200", 11)
-    assert ingress.tokens == {"r1": [10, 11]}
 
 
 @virtually
